@@ -1,0 +1,207 @@
+"""What a guided run would do, told before it: sites, passes, memory, and what is refused."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffguide import passes
+from diffguide.errors import AttachError, DiffguideError
+from diffguide.family import Family
+from diffguide.maps import Watch
+from diffguide.method import Context, Method
+from diffguide.processors.steered import check_processor
+from diffguide.report import MIB
+from diffguide.site import Grid, Site
+
+
+@dataclass
+class Plan:
+    """The answer of `Guide.explain`.
+
+    Attributes:
+        lines: one fact each.
+        sites: names of the attention modules that each method touches.
+        memory: MiB that one gradient pass keeps for its backward, for one picture; None if no pass is needed.
+        refusals: why the guide would not attach, each with the fix; empty if it would.
+        notes: what will work, but not as one may expect.
+    """
+
+    lines: list[str] = field(default_factory=list)
+    sites: dict[str, list[str]] = field(default_factory=dict)
+    memory: float | None = None
+    refusals: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        told = [*self.lines, *(f"note: {n}" for n in self.notes), *(f"refused: {r}" for r in self.refusals)]
+        return "\n".join(told)
+
+
+def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method]) -> list[str]:
+    """Why these methods cannot be attached, each with the fix."""
+    reasons = family.refusals(pipe)
+    sites = family.sites(model)
+    for site in sites:
+        try:
+            check_processor(site)
+        except AttachError as error:
+            reasons.append(str(error))
+            break
+    for method in methods:
+        if method.asks("attend") and not method.where(sites):
+            reasons.append(f"{type(method).__name__} finds no site in this denoiser; change its layers or kinds")
+    if any(m.asks("loss") for m in methods):
+        hooks = {hook for module in model.modules() for hook in diffusers_hooks(module)}
+        names = [type(m).__name__ for m in methods if m.asks("loss")]
+        if any(hook.startswith("group_offloading") for hook in hooks):
+            reasons.append(
+                f"{', '.join(names)} needs gradients, which are wrong under group offload; use "
+                "pipe.enable_model_cpu_offload() or pipe.enable_sequential_cpu_offload()"
+            )
+        if any("layerwise_casting" in hook for hook in hooks):
+            reasons.append(
+                f"{', '.join(names)} needs gradients, which layerwise casting does not support; load the denoiser in one dtype"
+            )
+    if getattr(model, "_parallel_config", None) is not None:
+        reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
+    if not hasattr(pipe.scheduler, "step"):
+        reasons.append(f"{type(pipe.scheduler).__name__} has no step function; use a scheduler of diffusers")
+    return reasons
+
+
+def diffusers_hooks(module: nn.Module) -> list[str]:
+    """Names of the hooks that diffusers has registered on a module."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return list(getattr(registry, "hooks", {}))
+
+
+def explain(
+    pipe: Any,
+    family: Family,
+    model: nn.Module,
+    methods: tuple[Method, ...],
+    steps: int,
+    height: int | None,
+    width: int | None,
+) -> Plan:
+    """See `Guide.explain`."""
+    factor = getattr(pipe, "vae_scale_factor", 8)
+    default = family.example_size(model)
+    size = (height // factor if height else default[0], width // factor if width else default[1])
+    plan = Plan()
+    sites = family.sites(model)
+    grids = {site: family.grid(site, size) for site in sites}
+    kinds = ", ".join(f"{sum(s.kind == k for s in sites)} {k}" for k in ("self", "cross", "joint") if k in {s.kind for s in sites})
+    plan.lines.append(
+        f"{type(pipe).__name__} with {type(model).__name__}: {len(sites)} attention modules ({kinds}), latents {size[0]}x{size[1]}, "
+        f"{type(pipe.scheduler).__name__}"
+    )
+    active = [m for m in methods if not m.inert]
+    watched: dict[str, tuple[Watch, list[Site]]] = {}
+    for method in methods:
+        name = type(method).__name__
+        if method.inert:
+            plan.lines.append(f"{name}: neutral settings, does nothing")
+            continue
+        touched = _touched(method, sites, grids, size, steps, watched)
+        plan.sites[method.name()] = [s.name for s in touched]
+        acting = sum(method.window[0] <= i / steps < method.window[1] for i in range(steps))
+        verbs = {
+            "loss": "a gradient pass, repeated as the loss asks",
+            "shift": "a weak pass" if method.branch == "weak" else "a term",
+            "attend": "attention changed in the model's own pass" if method.branch != "weak" else "",
+            "observe": "maps read from the model's own pass",
+            "edit": "latents edited after the step",
+        }
+        does = [text for verb, text in verbs.items() if text and method.asks(verb)]
+        plan.lines.append(f"{name}: {acting} of {steps} steps, {' and '.join(does)}; sites {_short(touched)}")
+    if watched:
+        plan.memory = gradient_memory(family, model, size, watched, grids)
+        plan.lines.append(f"gradient pass: about {plan.memory:.0f} MiB a picture on top of the weights")
+    plan.refusals = refusals(pipe, family, model, active)
+    plan.notes = notes(pipe, model, active)
+    return plan
+
+
+def notes(pipe: Any, model: nn.Module, methods: list[Method]) -> list[str]:
+    """What works, but not as one may expect."""
+    found = []
+    if any(m.asks("loss") for m in methods):
+        if "Inpaint" in type(pipe).__name__ and model.config.in_channels == model.config.out_channels:  # type: ignore[union-attr]
+            found.append("this inpainting pipeline restores everything outside the mask after each step; moves last inside it only")
+        if passes.is_compiled(model):
+            found.append("gradient passes run without torch.compile")
+        if any(hasattr(m, "_hf_hook") and getattr(m._hf_hook, "offload", False) for m in model.modules()):
+            found.append("under sequential offload a gradient pass keeps the streamed weights: the memory saving is lost")
+    return found
+
+
+def _touched(
+    method: Method,
+    sites: list[Site],
+    grids: dict[Site, Grid],
+    size: Grid,
+    steps: int,
+    watched: dict[str, tuple[Watch, list[Site]]],
+) -> list[Site]:
+    touched = list(method.where(sites)) if method.asks("attend") else []
+    context = Context(
+        prompts=[None],
+        find=lambda b, phrase, occurrence=None: [1],
+        content=lambda b: [1],
+        step=0,
+        steps=steps,
+        sigma=1.0,
+        sites=sites,
+        grids=grids,
+        size=size,
+        pictures=[],
+    )
+    for name, watch in method.watch(context).items():
+        chosen = watch.choose(sites, grids)
+        touched += [s for s in chosen if s not in touched]
+        if method.asks("loss"):
+            watched[f"{method.name()} {name}"] = (watch, chosen)
+    return touched
+
+
+def _short(sites: list[Site], most: int = 4) -> str:
+    names = [s.name for s in sites]
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
+
+
+def gradient_memory(
+    family: Family,
+    model: nn.Module,
+    size: Grid,
+    watched: dict[str, tuple[Watch, list[Site]]],
+    grids: dict[Site, Grid],
+) -> float:
+    """MiB that a gradient pass saves for its backward, for one picture, counted on tensors without memory."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    saved: dict[int, int] = {}
+    weights = {p.data_ptr() for p in model.parameters()}
+
+    def keep(t: Tensor) -> Tensor:
+        if not isinstance(t, nn.Parameter):
+            saved[id(t.untyped_storage()._cdata) if False else t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
+        return t
+
+    del weights
+    wishes = {(i, name): wish for i, (name, wish) in enumerate(watched.items())}
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), passes.differentiable(model):
+            args, kwargs = family.example(model, size)
+            z = family.latents(args, kwargs).requires_grad_()
+            args, kwargs = family.with_latents(args, kwargs, z)
+            with (
+                torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+                passes.looking(model, family, args, kwargs, wishes, grids),
+            ):
+                pass
+    except DiffguideError:
+        raise
+    return sum(saved.values()) / MIB

@@ -1,0 +1,1 @@
+"""One file per kind of denoiser. The folder is the list."""

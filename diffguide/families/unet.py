@@ -1,0 +1,71 @@
+"""Stable Diffusion 1, 2 and XL: U-Nets with separate self- and cross-attention."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffguide.family import Arguments, Family, bare
+from diffguide.site import Grid, Site
+
+
+class UNet(Family):
+    """`UNet2DConditionModel`: attention at several levels, each with half the height and width of the one before."""
+
+    models = ("UNet2DConditionModel",)
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        """`attn1` modules (self) and `attn2` modules (cross) of the transformer blocks."""
+        model = bare(model)
+        deepest = len(model.down_blocks) - 1  # type: ignore[arg-type]
+        sites = []
+        for name, module in model.named_modules():
+            block, last = name.partition("_block")[0], name.rpartition(".")[2]
+            if last not in ("attn1", "attn2") or not hasattr(module, "processor"):
+                continue
+            number = int(name.split(".")[1]) if block != "mid" else 0
+            level = {"down": number, "mid": deepest, "up": deepest - number}[block]
+            # SD2's "only cross-attention" blocks and SDXL's refiner may have an attn1 that reads the text
+            reads_text = last == "attn2" or getattr(module, "is_cross_attention", False)
+            sites.append(Site(name, "cross" if reads_text else "self", block, level, module))
+        return sites
+
+    def grid(self, site: Site, size: Grid) -> Grid:
+        """Each level halves and rounds up."""
+        h, w = size
+        for _ in range(site.level):
+            h, w = -(-h // 2), -(-w // 2)
+        return h, w
+
+    def branches(self, pipe: Any, rows: int) -> dict[str, slice]:
+        """[uncond, cond] under classifier-free guidance, [text, image, uncond] for InstructPix2Pix, else only cond."""
+        if not getattr(pipe, "do_classifier_free_guidance", False):
+            return {"cond": slice(0, rows)}
+        if "InstructPix2Pix" in type(pipe).__name__:
+            n = rows // 3
+            return {"cond": slice(0, n), "image": slice(n, 2 * n), "uncond": slice(2 * n, rows)}
+        return {"uncond": slice(0, rows // 2), "cond": slice(rows // 2, rows)}
+
+    def example(self, model: nn.Module, size: Grid) -> Arguments:
+        config: Any = bare(model).config
+        weight = next(model.parameters())
+        zeros = lambda *shape: torch.zeros(shape, dtype=weight.dtype, device=weight.device)  # noqa: E731
+        width = config.cross_attention_dim
+        width = width[0] if isinstance(width, list | tuple) else width
+        kwargs: dict[str, Any] = {"encoder_hidden_states": zeros(1, 77, width)}
+        if config.addition_embed_type == "text_time":
+            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            kwargs["added_cond_kwargs"] = {"text_embeds": zeros(1, pooled), "time_ids": zeros(1, 6)}
+        return (zeros(1, config.in_channels, *size), torch.zeros((), device=weight.device)), kwargs
+
+    def refusals(self, pipe: Any) -> list[str]:
+        name = type(pipe).__name__
+        reasons = []
+        if "PAG" in name:
+            plain = name.replace("PAG", "")
+            reasons.append(f"{name} perturbs attention itself; use {plain}.from_pipe(pipe) and the method PAG")
+        if "AttendAndExcite" in name or "GLIGEN" in name:
+            reasons.append(f"{name} replaces attention processors itself; use StableDiffusionPipeline.from_pipe(pipe)")
+        if getattr(getattr(bare(pipe.unet), "config", None), "encoder_hid_dim_type", None) == "ip_image_proj":
+            reasons.append("an IP-Adapter is loaded, which is not supported yet; call pipe.unload_ip_adapter()")
+        return reasons

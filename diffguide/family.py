@@ -1,0 +1,160 @@
+"""What a family says about one kind of denoiser. It knows models, never methods.
+
+The folder `families` is the list: each of its files defines one subclass of `Family`.
+"""
+
+import importlib
+import pkgutil
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from diffguide import tokens
+from diffguide.errors import FamilyError, PromptError
+from diffguide.site import Grid, Site
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Family:
+    """Base of the families. Defaults fit denoisers called with [B, C, h, w] latents first and text states by keyword."""
+
+    models: ClassVar[tuple[str, ...]] = ()  # class names of denoisers
+    latent: ClassVar[tuple[str, int]] = ("sample", 0)  # name and position of the latents among the arguments
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        """The attention modules, in no particular order."""
+        raise NotImplementedError
+
+    def grid(self, site: Site, size: Grid) -> Grid:
+        """Height and width, in tokens, of a site when the latents have this height and width."""
+        raise NotImplementedError
+
+    def branches(self, pipe: Any, rows: int) -> dict[str, slice]:
+        """Which rows of a denoiser call belong to which branch."""
+        raise NotImplementedError
+
+    def refusals(self, pipe: Any) -> list[str]:
+        """Reasons why this pipeline cannot be steered, each with the fix."""
+        return []
+
+    def image(self, queries: int) -> slice:
+        """Where the image tokens are among the queries."""
+        return slice(0, queries)
+
+    def latents(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        name, position = self.latent
+        return kwargs[name] if name in kwargs else args[position]
+
+    def with_latents(self, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Arguments:
+        name, position = self.latent
+        if name in kwargs:
+            return args, {**kwargs, name: x}
+        return (*args[:position], x, *args[position + 1 :]), kwargs
+
+    def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return kwargs["timestep"] if "timestep" in kwargs else args[1]
+
+    def take(self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor, rows: int) -> Arguments:
+        """The arguments for some of the rows.
+
+        A tensor whose first axis is a multiple of `rows` is cut in proportion; anything else is shared. Lists and dicts are
+        rebuilt, since models may empty the ones they are given.
+        """
+        return _take(args, index, rows), _take(kwargs, index, rows)
+
+    def prediction(self, out: Any) -> Tensor:
+        return out[0] if isinstance(out, tuple) else out.sample
+
+    def with_prediction(self, out: Any, y: Tensor) -> Any:
+        if isinstance(out, tuple):
+            return (y, *out[1:])
+        out.sample = y
+        return out
+
+    def channels(self, model: nn.Module, x: Tensor) -> int:
+        """How many of the input channels are latents; the others (an inpainting mask, a depth map) are conditions."""
+        return min(x.shape[1], bare(model).config.out_channels)  # type: ignore[union-attr]
+
+    def example(self, model: nn.Module, size: Grid) -> Arguments:
+        """Arguments of one denoiser call for one picture of this latent size, of zeros, to estimate memory with."""
+        raise NotImplementedError
+
+    def columns(self, pipe: Any, prompt: str | None, phrase: str, occurrence: int | None) -> list[int]:
+        """Columns of a phrase in the text states; raises PromptError when they cannot be found."""
+        return tokens.find(self._tokenizer(pipe, prompt, phrase), _encoded(pipe, prompt), phrase, occurrence)
+
+    def content(self, pipe: Any, prompt: str | None) -> list[int]:
+        """Columns of all words of the prompt: without start, end and padding."""
+        return tokens.columns(self._tokenizer(pipe, prompt, "every word"), _encoded(pipe, prompt))
+
+    def _tokenizer(self, pipe: Any, prompt: str | None, phrase: str) -> Any:
+        if prompt is None:
+            raise PromptError(
+                f"{phrase!r} cannot be looked up: the pipeline was given embeddings; tell the prompt they came from by "
+                "Guide(..., prompt=...)"
+            )
+        tokenizer = getattr(pipe, "tokenizer", None)
+        if tokenizer is None:
+            raise PromptError(f"{phrase!r} cannot be looked up: the pipeline has no tokenizer")
+        return tokenizer
+
+
+def _encoded(pipe: Any, prompt: str | None) -> str:
+    """The text that the tokenizer is given: textual inversion writes out tokens of several vectors."""
+    convert = getattr(pipe, "maybe_convert_prompt", None)
+    return convert(prompt, pipe.tokenizer) if convert is not None else prompt
+
+
+def _take(value: Any, index: Tensor, rows: int) -> Any:
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or value.shape[0] == 0 or value.shape[0] % rows or rows == len(index) == 1:
+            return value
+        group = value.shape[0] // rows
+        index = index.to(value.device)
+        wide = (index[:, None] * group + torch.arange(group, device=value.device)).flatten()
+        return value[wide]
+    if isinstance(value, dict):
+        return {k: _take(v, index, rows) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_take(v, index, rows) for v in value)
+    return value
+
+
+def families() -> list[Family]:
+    """One instance of every family in the folder."""
+    package = importlib.import_module("diffguide.families")
+    found = []
+    for info in pkgutil.iter_modules(package.__path__):
+        module = importlib.import_module(f"{package.__name__}.{info.name}")
+        classes = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Family)]
+        found += [c() for c in classes if c.__module__ == module.__name__]
+    return found
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model itself, where `torch.compile` has put another around it."""
+    return getattr(model, "_orig_mod", model)
+
+
+def of_model(model: nn.Module) -> Family:
+    """The family of a denoiser; raises FamilyError naming the known ones."""
+    known = families()
+    names = {c.__name__ for c in type(bare(model)).__mro__}
+    for family in known:
+        if names & set(family.models):
+            return family
+    listed = ", ".join(sorted(type(f).__module__.rpartition(".")[2] for f in known))
+    raise FamilyError(
+        f"no family describes {type(bare(model)).__name__} (known: {listed}); add one file under diffguide/families"
+    )
+
+
+def of_pipe(pipe: Any) -> tuple[Family, str]:
+    """The family of a pipeline and the attribute that holds its denoiser."""
+    for attribute in ("unet", "transformer"):
+        model = getattr(pipe, attribute, None)
+        if isinstance(model, nn.Module):
+            return of_model(model), attribute
+    raise FamilyError(f"{type(pipe).__name__} has no denoiser (looked for unet, transformer); pass a diffusers pipeline")

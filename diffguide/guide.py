@@ -1,0 +1,454 @@
+"""Methods attached to a pipeline, and the way back.
+
+The guide owns the denoising step: when a gradient pass runs and moves the latents, when a weak pass runs, what is added
+where. It uses native hooks on the denoiser that the pipeline holds, and wraps two functions of the scheduler; everything is
+put back by `detach`.
+"""
+
+import contextlib
+import functools
+import inspect
+import time
+import warnings
+import weakref
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from diffguide import passes, stepping
+from diffguide.errors import AttachError, PromptError
+from diffguide.explain import Plan, explain, refusals
+from diffguide.family import of_pipe
+from diffguide.maps import Maps
+from diffguide.method import Context, Method
+from diffguide.passes import Wishes
+from diffguide.processors.steered import chain, check_processor
+from diffguide.report import Report, StepReport
+from diffguide.site import Call, Site
+
+_guided: "weakref.WeakValueDictionary[int, Guide]" = weakref.WeakValueDictionary()  # by id of the pipeline
+MOST_PASSES = 100  # in one step, whatever the methods say
+LARGEST_MOVE = 1.0  # of the latents' norm, in one pass
+
+
+class Guide:
+    """Methods at work in a diffusers pipeline.
+
+    Use it as a context manager, or call `attach` and `detach`. Between them the pipeline is called as usual.
+
+    Args:
+        pipe: a diffusers pipeline of a known family.
+        methods: what to do, in this order.
+        prompt: the text (or one for each prompt of a batch) that embeddings given to the pipeline were made from.
+
+    Raises:
+        FamilyError: nothing is known of this pipeline.
+        AttachError: raised by `attach` when pipeline and methods cannot be honoured together.
+    """
+
+    def __init__(self, pipe: Any, *methods: Method, prompt: str | list[str] | None = None) -> None:
+        for method in methods:
+            if not isinstance(method, Method):
+                raise AttachError(f"{method!r} is not a method; pass instances such as diffguide.PAG(scale=3.0)")
+        self.pipe = pipe
+        self.methods = methods
+        self.family, self.attribute = of_pipe(pipe)
+        self.report = Report()
+        self._told = [prompt] if isinstance(prompt, str) else prompt
+        self._heard: list[str] | None = None
+        self._active = [m for m in methods if not m.inert]
+        self._undo = contextlib.ExitStack()
+        self._stepper: stepping.Stepper | None = None
+        self._run: _Run | None = None
+
+    # Attaching.
+
+    def attach(self) -> Self:
+        """Install the hooks; raises AttachError, with the fix, if something cannot be honoured."""
+        other = _guided.get(id(self.pipe))
+        if other is self:
+            return self
+        if other is not None:
+            raise AttachError("this pipeline is guided already; detach the other guide, or give one guide all methods")
+        if self._active:
+            reasons = refusals(self.pipe, self.family, self.model, self._active)
+            if reasons:
+                raise AttachError("; ".join(reasons))
+            self._install()
+        _guided[id(self.pipe)] = self
+        return self
+
+    def detach(self) -> None:
+        """Take everything away again; harmless when there is nothing."""
+        if _guided.get(id(self.pipe)) is self:
+            del _guided[id(self.pipe)]
+        self._end()
+        self._undo.close()
+        if self._stepper is not None:
+            self._stepper.remove()
+            self._stepper = None
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    @property
+    def model(self) -> Any:
+        """The denoiser, as the pipeline holds it."""
+        return getattr(self.pipe, self.attribute)
+
+    @property
+    def maps(self) -> dict[str, Any]:
+        """What was seen in the last run, by word: float32 arrays [pictures, h, w]."""
+        return {} if self._run is None else self._run.collected()
+
+    def explain(self, *, steps: int = 50, height: int | None = None, width: int | None = None) -> Plan:
+        """What a run would do: sites, passes, memory, refusals with their fixes. Runs nothing.
+
+        `height` and `width` are of the picture, in pixels.
+        """
+        return explain(self.pipe, self.family, self.model, self.methods, steps, height, width)
+
+    def _install(self) -> None:
+        model = self.model
+        disabled = torch.compiler.disable
+        before = model.register_forward_pre_hook(disabled(self._before), with_kwargs=True)
+        after = model.register_forward_hook(disabled(self._after), with_kwargs=True, always_call=True)
+        self._undo.callback(before.remove)
+        self._undo.callback(after.remove)
+        self._listen("encode_prompt")
+        self._wrap_scheduler()
+
+    def _listen(self, name: str) -> None:
+        """Hear the prompt when the pipeline encodes it."""
+        plain = getattr(self.pipe, name, None)
+        if plain is None:
+            return
+
+        @functools.wraps(plain)
+        def listening(*args: Any, **kwargs: Any) -> Any:
+            prompt = inspect.signature(plain).bind(*args, **kwargs).arguments.get("prompt")
+            self._heard = [prompt] if isinstance(prompt, str) else prompt
+            return plain(*args, **kwargs)
+
+        own = vars(self.pipe).get(name)
+        vars(self.pipe)[name] = listening
+        self._undo.callback(lambda: vars(self.pipe).pop(name) if own is None else vars(self.pipe).update({name: own}))
+
+    def _wrap_scheduler(self) -> None:
+        """Wrap the scheduler the pipeline holds now; users replace it after attaching."""
+        if self._stepper is None or self._stepper.scheduler is not self.pipe.scheduler:
+            if self._stepper is not None:
+                self._stepper.remove()
+            self._stepper = stepping.Stepper(self.pipe.scheduler, self._end, self._move, self._finish)
+
+    # A run.
+
+    def _begin(self, x: Tensor) -> "_Run":
+        """Open a run at its first denoiser call: who is who in the batch, which words are where."""
+        self._wrap_scheduler()
+        run = _Run(self, x)
+        for number, method in enumerate(self._active):
+            if method.asks("prepare"):
+                method.prepare(run.context(number))
+        self.report = Report()
+        self.report.start(self.model)
+        return run
+
+    def _end(self) -> None:
+        if self._run is not None and not self._run.ended:
+            self._run.ended = True
+            self._run.restore()
+            self.report.stop()
+
+    def _before(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Before the pipeline's own denoiser call: move the latents, put observers in place."""
+        x = self.family.latents(args, kwargs)
+        if self._run is None or self._run.ended:
+            self._run = self._begin(x)
+        run = self._run
+        if not run.open:
+            run.open_step(x, self.family.timestep(args, kwargs))
+            self._descend(run, args, kwargs)
+        if run.delta is not None:
+            x = run.moved(x)
+            args, kwargs = self.family.with_latents(args, kwargs, x)
+        self._observe(run)
+        self.report.forwards += x.shape[0] / run.pictures
+        return args, kwargs
+
+    def _after(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """After it: take the observers out, run weak passes, add the terms."""
+        run = self._run
+        if run is None or run.ended:
+            return out
+        run.restore()
+        if out is None:  # the call failed
+            return out
+        for number, method in enumerate(self._active):
+            if method.asks("observe") and method.acts(run.context(number)):
+                method.observe(run.seen[number], run.context(number))
+        return self._shift(run, args, kwargs, out)
+
+    def _descend(self, run: "_Run", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The gradient pass: repeat until no method wants to move any picture."""
+        if not stepping.uses_sample(self.pipe.scheduler):
+            return
+        movers = {
+            n: m
+            for n, m in enumerate(self._active)
+            if m.asks("loss") and m.acts(run.context(n)) and m.rate(run.context(n)) > 0
+        }
+        if not movers:
+            return
+        began = time.perf_counter()
+        report = StepReport(run.step)
+        self.report.steps.append(report)
+        wishes = run.wishes(movers)
+        channels = run.channels
+        x = self.family.latents(args, kwargs)
+        start = x[run.rows["cond"]]
+        delta = torch.zeros_like(start[:, :channels], dtype=torch.float32)
+        going = {n: torch.ones(run.pictures, dtype=torch.bool) for n in movers}
+        history: dict[int, list[Tensor]] = {n: [] for n in movers}
+        todo = torch.arange(run.pictures)
+        for _ in range(MOST_PASSES):
+            with passes.differentiable(self.model):
+                z = (start[todo, :channels].float() + delta[todo]).to(x.dtype).clone().detach().requires_grad_()
+                own = range(x.shape[0])[run.rows["cond"]].start + todo
+                cut = self.family.take(passes.usable(args), passes.usable(kwargs), own, x.shape[0])
+                inputs = torch.cat([z, passes.usable(start)[todo, channels:]], 1)
+                cut = self.family.with_latents(*cut, inputs)
+                with passes.looking(self.model, self.family, *cut, wishes, run.grids, early=run.early) as maps:
+                    total = torch.zeros((), device=z.device)
+                    for n, method in movers.items():
+                        context = run.context(n, todo.tolist())
+                        losses = method.loss(maps[n], context)
+                        full = torch.full((run.pictures,), torch.nan)
+                        full[todo] = losses.detach().float().cpu()
+                        history[n].append(full)
+                        going[n][todo] &= method.again(torch.stack(history[n])[:, todo], context)
+                        total = total + (method.rate(context) * losses * going[n][todo].to(losses.device)).sum()
+                    report.losses.append({type(m).__name__: history[n][-1].tolist() for n, m in movers.items()})
+                    self.report.forwards += len(todo) / run.pictures
+                    moving = torch.stack([going[n][todo] for n in movers]).any(0)
+                    if not moving.any():
+                        break
+                    g = passes.gradient(total, z)
+                    self.report.backwards += len(todo) / run.pictures
+            if g is None:
+                report.skipped += 1
+                warnings.warn(f"step {run.step}: the gradient is not finite; the latents stay", stacklevel=2)
+                break
+            delta[todo] -= capped(g, start[todo, :channels])
+            todo = todo[moving]
+            if not len(todo):
+                break
+        run.delta = delta
+        report.seconds = time.perf_counter() - began
+
+    def _observe(self, run: "_Run") -> None:
+        """Put the methods that act in the pipeline's own pass at their sites, until `restore`."""
+        acting = {n: m for n, m in enumerate(self._active) if m.acts(run.context(n))}
+        inside = [m for m in acting.values() if m.asks("attend") and m.branch != "weak"]
+        observers = {n: m for n, m in acting.items() if m.asks("observe")}
+        run.seen = {}
+        if not inside and not observers:
+            return
+        wishes = run.wishes(observers)
+        seen: dict[tuple[int, str], list[Any]] = {key: [] for key in wishes}
+        run.seen = {n: Maps({name: seen[m, name] for m, name in wishes if m == n}) for n in observers}
+        watched = {site for _, sites in wishes.values() for site in sites}
+
+        def handler(site: Site, chosen: list[Method], *qkv: Any) -> Tensor:
+            call = passes.call_at(self.family, site, run.grids[site], *qkv, run.rows, "every", run.progress)
+            passes.record(call.of("cond"), {k: w for k, w in wishes.items() if site in w[1]}, seen)
+            return chain([_OnRows(m) for m in chosen], call)  # type: ignore[list-item]
+
+        at = {}
+        for site in run.sites:
+            chosen = [m for m in inside if site in m.where(run.sites)]
+            if chosen or site in watched:
+                at[site] = functools.partial(handler, site, chosen)
+        run.swap.enter_context(passes.steered(at))
+
+    def _shift(self, run: "_Run", args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+        """Add every method's term to every prediction: the pipeline combines them with weights that sum to one."""
+        shifters = {n: m for n, m in enumerate(self._active) if m.asks("shift") and m.acts(run.context(n))}
+        if not shifters:
+            return out
+        y = self.family.prediction(out)
+        pred = {branch: y[rows] for branch, rows in run.rows.items()}
+        d = torch.zeros_like(pred["cond"])
+        for method in shifters.values():
+            named = dict(pred)
+            if method.branch == "weak":
+                named["weak"] = self._weak(run, method, args, kwargs)
+            d = d + method.shift(named).to(d.dtype)
+        y = y.clone()
+        g = float(getattr(self.pipe, "guidance_scale", 1.0) or 1.0)
+        if "uncond" in run.rows and (getattr(self.pipe, "guidance_rescale", 0.0) or 0.0) > 0 and g != 1:
+            # the pipeline measures the spread of the conditional prediction: leave that one as it is
+            y[run.rows["uncond"]] += d / (1 - g)
+        else:
+            for rows in run.rows.values():
+                y[rows] += d
+        return self.family.with_prediction(out, y)
+
+    def _weak(self, run: "_Run", method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The prediction of the conditional rows with the method's attention."""
+        rows = self.family.latents(args, kwargs).shape[0]
+        own = torch.arange(rows)[run.rows["cond"]]
+        cut = self.family.take(args, kwargs, own, rows)
+
+        def handler(site: Site, *qkv: Any) -> Tensor:
+            whole = {"weak": slice(None)}
+            return chain([method], passes.call_at(self.family, site, run.grids[site], *qkv, whole, "weak", run.progress))
+
+        at = {site: functools.partial(handler, site) for site in method.where(run.sites)}
+        with passes.steered(at):
+            out = passes.evaluate(self.model, *cut)
+        self.report.forwards += 1
+        return self.family.prediction(out)
+
+    # The scheduler's turn.
+
+    def _move(self, sample: Tensor) -> Tensor:
+        run = self._run
+        if run is None or run.ended or run.delta is None or sample.shape != run.delta.shape:
+            return sample
+        return (sample.float() + run.delta / run.scale).to(sample.dtype)
+
+    def _finish(self, latents: Tensor) -> Tensor:
+        run = self._run
+        if run is None or run.ended:
+            return latents
+        for number, method in enumerate(self._active):
+            if method.asks("edit") and method.acts(run.context(number)):
+                latents = method.edit(latents, run.context(number))
+        run.close_step()
+        if run.step >= run.steps:
+            self._end()
+        return latents
+
+
+class _OnRows:
+    """A method of one branch inside a batch of several: the other rows go on as they would."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def attend(self, call: Call, proceed: Any) -> Tensor:
+        branch = self.method.branch or "every"
+        if branch == "every":
+            return self.method.attend(call, proceed)
+        out = proceed(call)
+        if branch in call.rows:
+            out = out.clone()
+            out[call.rows[branch]] = self.method.attend(call.of(branch), proceed)
+        return out
+
+
+class _Run:
+    """One generation: what is known of its batch, and the step that is open."""
+
+    def __init__(self, guide: Guide, x: Tensor) -> None:
+        self.guide = guide
+        family, pipe = guide.family, guide.pipe
+        self.sites = family.sites(guide.model)
+        for site in self.sites:
+            check_processor(site)
+        self.rows = family.branches(pipe, x.shape[0])
+        self.pictures = len(range(x.shape[0])[self.rows["cond"]])
+        self.size = (x.shape[-2], x.shape[-1])
+        self.grids = {site: family.grid(site, self.size) for site in self.sites}
+        self.channels = family.channels(guide.model, x)
+        self.steps = getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)
+        self.prompts = self._prompts()
+        self.memories: dict[int, dict[str, Any]] = {n: {} for n in range(len(guide._active))}
+        self.early = True
+        self.step, self.open, self.ended = 0, False, False
+        self.scale, self.sigma = 1.0, 0.0
+        self.delta: Tensor | None = None
+        self.seen: dict[int, Maps] = {}
+        self.swap = contextlib.ExitStack()
+
+    def _prompts(self) -> list[str | None]:
+        """The prompt of each picture: pictures of one prompt follow each other."""
+        given = self.guide._told or self.guide._heard
+        if not given:
+            return [None] * self.pictures
+        if self.pictures % len(given):
+            raise PromptError(f"{len(given)} prompts do not divide a batch of {self.pictures} pictures")
+        return [given[i * len(given) // self.pictures] for i in range(self.pictures)]
+
+    @property
+    def progress(self) -> float:
+        return self.step / max(1, self.steps)
+
+    def context(self, number: int, pictures: list[int] | None = None) -> Context:
+        family, pipe = self.guide.family, self.guide.pipe
+        return Context(
+            prompts=self.prompts,
+            find=lambda b, phrase, occurrence=None: family.columns(pipe, self.prompts[b], phrase, occurrence),
+            content=lambda b: family.content(pipe, self.prompts[b]),
+            step=self.step,
+            steps=self.steps,
+            sigma=self.sigma,
+            sites=self.sites,
+            grids=self.grids,
+            size=self.size,
+            pictures=list(range(self.pictures)) if pictures is None else pictures,
+            memory=self.memories[number],
+        )
+
+    def wishes(self, methods: dict[int, Method]) -> Wishes:
+        """What the methods want to see, and at which sites; a wish that no site can grant is an error."""
+        found: Wishes = {}
+        for number, method in methods.items():
+            for name, watch in method.watch(self.context(number)).items():
+                sites = watch.choose(self.sites, self.grids)
+                if not sites:
+                    raise AttachError(
+                        f"{type(method).__name__} wants {watch.kind}-attention maps in {', '.join(watch.blocks)}: this "
+                        "denoiser has none"
+                    )
+                found[number, name] = (watch, sites)
+        return found
+
+    def open_step(self, x: Tensor, timestep: Any) -> None:
+        self.open, self.delta = True, None
+        self.scale = stepping.input_scale(self.guide.pipe.scheduler, timestep)
+        self.sigma = stepping.noise_level(self.guide.pipe.scheduler, timestep)
+
+    def close_step(self) -> None:
+        self.open, self.delta = False, None
+        self.step += 1
+
+    def moved(self, x: Tensor) -> Tensor:
+        """The denoiser's input with the move in every branch."""
+        assert self.delta is not None
+        x = x.clone()
+        for rows in self.rows.values():
+            x[rows, : self.channels] = (x[rows, : self.channels].float() + self.delta).to(x.dtype)
+        return x
+
+    def restore(self) -> None:
+        self.swap.close()
+
+    def collected(self) -> dict[str, Any]:
+        maps: dict[str, Any] = {}
+        for memory in self.memories.values():
+            maps |= memory.get("maps", {})
+        return maps
+
+
+def capped(g: Tensor, z: Tensor) -> Tensor:
+    """The gradient, each picture's shortened to at most `LARGEST_MOVE` times the norm of its latents."""
+    axes = list(range(1, g.ndim))
+    norm = g.square().sum(axes, keepdim=True).sqrt()
+    limit = LARGEST_MOVE * z.float().square().sum(axes, keepdim=True).sqrt()
+    return g * (limit / norm.clamp_min(1e-12)).clamp_max(1.0)

@@ -1,0 +1,240 @@
+"""What a method is: a paper as a frozen dataclass of its symbols, and at most six verbs."""
+
+import dataclasses
+import math
+import re
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from diffguide.errors import ParamError
+from diffguide.site import Branch, Call, Grid, Proceed, Site
+
+if typing.TYPE_CHECKING:
+    from diffguide.maps import Maps, Watch
+
+Window = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Param:
+    """One knob: name, type, default, range and meaning."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[Any, ...] | None = None
+
+    @property
+    def range(self) -> str:
+        if self.choices:
+            return ", ".join(map(str, self.choices))
+        if self.low is None and self.high is None:
+            return ""
+        return f"[{'' if self.low is None else f'{self.low:g}'}, {'' if self.high is None else f'{self.high:g}'}]"
+
+    def check(self, owner: str, value: Any) -> None:
+        """Raise ParamError unless the value is of the type and in the range."""
+        for number in value if isinstance(value, tuple) and self.type != tuple[str, ...] else (value,):
+            bounded = isinstance(number, int | float) and not isinstance(number, bool)
+            if bounded and not math.isfinite(number):
+                raise ParamError(f"{owner}.{self.name} = {value} is not finite: {self.help}")
+            if bounded and not (
+                (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
+            ):
+                raise ParamError(f"{owner}.{self.name} = {value} is outside {self.range}: {self.help}")
+        if self.choices and value not in self.choices:
+            raise ParamError(f"{owner}.{self.name} = {value!r} is not one of {self.range}: {self.help}")
+        if self.type is Window or self.name == "window":
+            if not (isinstance(value, tuple) and len(value) == 2 and value[0] <= value[1]):
+                raise ParamError(f"{owner}.{self.name} = {value} is not a pair (start, stop) with start <= stop")
+        elif not _is(value, self.type):
+            raise ParamError(f"{owner}.{self.name} = {value!r} is not {_name(self.type)}: {self.help}")
+
+    def parse(self, owner: str, text: str) -> Any:
+        """The value written as `text` on a command line; lists are separated by commas, windows by a colon."""
+        kinds = [a for a in typing.get_args(self.type) if a is not types.NoneType] or [self.type]
+        if text.lower() == "none" and types.NoneType in typing.get_args(self.type):
+            return None
+        kind = kinds[0] if isinstance(self.type, types.UnionType) or typing.get_origin(self.type) is typing.Union else self.type
+        try:
+            if self.name == "window":
+                start, stop = text.split(":")
+                return float(start), float(stop)
+            if typing.get_origin(kind) is tuple:
+                item = typing.get_args(kind)[0]
+                return tuple(item(part.strip()) for part in text.split(",") if part.strip())
+            if kind is bool:
+                return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[text.lower()]
+            return kind(text)
+        except (ValueError, KeyError):
+            raise ParamError(f"{owner}.{self.name} = {text!r} is not {_name(self.type)}: {self.help}") from None
+
+
+def _is(value: Any, kind: Any) -> bool:
+    if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
+        return any(_is(value, k) for k in typing.get_args(kind))
+    origin = typing.get_origin(kind)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_is(v, typing.get_args(kind)[0]) for v in value)
+    if origin is Literal:
+        return value in typing.get_args(kind)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is Any or origin is not None or not isinstance(kind, type):
+        return True
+    return isinstance(value, kind)
+
+
+def _name(kind: Any) -> str:
+    names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    return names.get(kind, str(kind).replace("typing.", ""))
+
+
+def param(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+    **options: Any,
+) -> Any:
+    """A field of a method that becomes a flag, a slider, a table row and a range check."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices}, **options)
+
+
+@dataclass
+class Context:
+    """What a method may know about the run and the step it acts in.
+
+    Attributes:
+        prompts: the prompt of each picture of the batch.
+        find: columns of a phrase in the text states of picture `b`: `find(b, phrase, occurrence)`.
+        content: columns of all words of the prompt of picture `b`.
+        step: number of this step, from 0.
+        steps: how many there are.
+        sigma: noise over signal of the latents, so that z / sqrt(1 + sigma²) has the model's scale.
+        sites: the attention modules of the denoiser.
+        grids: their token grids at this picture size.
+        size: height and width of the latents, in latent cells.
+        pictures: numbers, in the batch, of the pictures that the maps at hand belong to, row by row.
+        memory: the method's own, kept from `prepare` to the end of the run.
+    """
+
+    prompts: list[str | None]
+    find: Callable[[int, str, int | None], list[int]]
+    content: Callable[[int], list[int]]
+    step: int
+    steps: int
+    sigma: float
+    sites: list[Site]
+    grids: dict[Site, Grid]
+    size: Grid
+    pictures: list[int]
+    memory: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def progress(self) -> float:
+        return self.step / max(1, self.steps)
+
+
+@dataclass(frozen=True)
+class Method:
+    """Base of every method. Subclasses are frozen dataclasses whose knobs are made by `param`.
+
+    A verb that a subclass leaves alone is never called. `branch` says in which pass `attend` is asked: `"weak"` for an extra
+    perturbed pass, `"cond"` or `"every"` for the model's own. `neutral` names settings at which the method does nothing at
+    all; the guide then leaves the pipeline alone.
+    """
+
+    window: Window = param(
+        (0.0, 1.0), "part of the run in which the method acts: start and stop of progress", low=0.0, high=1.0, kw_only=True
+    )
+
+    branch: ClassVar[Branch | None] = None
+    kinds: ClassVar[tuple[str, ...]] = ("self", "cross", "joint")
+    neutral: ClassVar[dict[str, Any]] = {}
+    paper: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for knob in self.params():
+            knob.check(type(self).__name__, getattr(self, knob.name))
+
+    @classmethod
+    def name(cls) -> str:
+        """The class name in kebab case: `attend-excite`."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+    @classmethod
+    def params(cls) -> list[Param]:
+        """The knobs, in order; fields without `param` (a layout, say) are data, not knobs."""
+        hints = typing.get_type_hints(cls)
+        knobs = [f for f in dataclasses.fields(cls) if "help" in f.metadata]
+        return [Param(f.name, hints[f.name], f.default, **f.metadata) for f in knobs]
+
+    @property
+    def inert(self) -> bool:
+        """Whether these settings change nothing."""
+        return any(getattr(self, name) == value for name, value in self.neutral.items())
+
+    def acts(self, context: Context) -> bool:
+        """Whether this step lies in the window. A window that ends at 1 includes the last step."""
+        start, stop = self.window
+        return start <= context.progress < stop
+
+    def asks(self, verb: str) -> bool:
+        """Whether the method defines a verb."""
+        return getattr(type(self), verb) is not getattr(Method, verb)
+
+    # The verbs.
+
+    def prepare(self, context: Context) -> None:
+        """Resolve words and regions before the first step; raise if they cannot be."""
+
+    def attend(self, call: Call, proceed: Proceed) -> Tensor:  # -> [B, H, N, D]
+        """Carry out one evaluation of attention; `proceed(call)` is what would have been done."""
+        raise TypeError("not asked")
+
+    def loss(self, maps: "Maps", context: Context) -> Tensor:  # -> [B]
+        """A loss for each picture, whose gradient moves the latents."""
+        raise TypeError("not asked")
+
+    def shift(self, pred: dict[str, Tensor]) -> Tensor:
+        """What to add to every prediction, from the predictions of the branches."""
+        raise TypeError("not asked")
+
+    def observe(self, maps: "Maps", context: Context) -> None:
+        """See the maps of the model's own conditional pass; what is put in `context.memory["maps"]` is shown to the user."""
+        raise TypeError("not asked")
+
+    def edit(self, latents: Tensor, context: Context) -> Tensor:
+        """The latents after a step, changed."""
+        raise TypeError("not asked")
+
+    # What goes with `loss`.
+
+    def watch(self, context: Context) -> "dict[str, Watch]":
+        """The maps that `loss` wants to see, by name."""
+        return {}
+
+    def rate(self, context: Context) -> float:
+        """Step size of this step: latents at the model's scale move by `-rate * gradient`. 0 skips the gradient pass."""
+        return 0.0
+
+    def again(self, history: Tensor, context: Context) -> Tensor:
+        """Which pictures [B] move, after the losses `history` [K, B] of K passes in this step. Default: once."""
+        return history[-1] > (0 if len(history) == 1 else math.inf)
+
+    def where(self, sites: list[Site]) -> list[Site]:
+        """The sites at which `attend` is asked."""
+        return [s for s in sites if s.kind in self.kinds]

@@ -1,0 +1,169 @@
+"""Evaluations of the denoiser beside the pipeline's own: the gradient pass, which ends early, and the weak pass."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffguide.errors import SteeringError
+from diffguide.family import Family, bare
+from diffguide.maps import Maps, Seen, Watch
+from diffguide.processors.steered import Handler, SteeredProcessor
+from diffguide.site import Call, Grid, Site
+
+Wishes = dict[tuple[int, str], tuple[Watch, list[Site]]]  # by number of the method and name of the wish
+
+
+class _Enough(BaseException):
+    """Every map that was asked for has been seen; unwinds the forward pass."""
+
+
+@contextlib.contextmanager
+def steered(handlers: dict[Site, Handler]) -> Iterator[None]:
+    """Put steered processors at these sites, and the same objects back at the end."""
+    originals: dict[Site, Any] = {}
+    try:
+        for site, handler in handlers.items():
+            originals[site] = original = site.module.processor
+            site.module.set_processor(SteeredProcessor(original, handler, site.name))  # type: ignore[operator]
+        yield
+    finally:
+        for site, original in originals.items():
+            site.module.set_processor(original)  # type: ignore[operator]
+
+
+@contextlib.contextmanager
+def differentiable(model: nn.Module) -> Iterator[None]:
+    """Gradients to the inputs alone: on, whatever mode the caller is in, with frozen weights and compiled code left out."""
+    thawed = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
+    for p in thawed:
+        p.requires_grad_(False)
+    stance = torch.compiler.set_stance("force_eager") if is_compiled(model) else contextlib.nullcontext()
+    try:
+        with stance, torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        for p in thawed:
+            p.requires_grad_(True)
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether `torch.compile` has a hand in the model or one of its modules."""
+    return bare(model) is not model or any(getattr(m, "_compiled_call_impl", None) for m in model.modules())
+
+
+def usable(value: Any) -> Any:
+    """Copies of tensors made under inference mode, which autograd cannot save."""
+    if isinstance(value, Tensor):
+        return value.clone() if value.is_inference() else value
+    if isinstance(value, dict):
+        return {k: usable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(usable(v) for v in value)
+    return value
+
+
+def evaluate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """One forward through what offload and caches have put around it, but not through hooks on the model, ours included."""
+    return bare(model).forward(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def looking(
+    model: nn.Module,
+    family: Family,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    wishes: Wishes,
+    grids: dict[Site, Grid],
+    *,
+    early: bool = True,
+) -> Iterator[dict[int, Maps]]:
+    """Run the denoiser until every wish is seen; gives the maps of each method.
+
+    Differentiate before leaving: checkpointed blocks run once more in the backward pass and must then meet the same
+    processors. `early=False` runs the forward to its end, for comparison; the maps are the same.
+
+    Raises:
+        SteeringError: a site was never reached.
+    """
+    seen: dict[tuple[int, str], list[Seen]] = {key: [] for key in wishes}
+    pending = {site for _, sites in wishes.values() for site in sites}
+    done = False
+
+    def watch(site: Site) -> Handler:
+        def handle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+            call = call_at(family, site, grids[site], q, k, v, mask, scale, {"cond": slice(None)}, "cond")
+            record(call, wishes, None if done else seen)
+            pending.discard(site)
+            if early and not pending and not done:
+                raise _Enough
+            return call.proceed()
+
+        return handle
+
+    with steered({site: watch(site) for site in pending}):
+        with contextlib.suppress(_Enough):
+            evaluate(model, args, kwargs)
+        if pending:
+            names = ", ".join(sorted(s.name for s in pending))
+            raise SteeringError(f"no attention passed at {names}: the denoiser skipped it (a cache, or skipped layers?)")
+        done = True
+        yield by_method(seen)
+
+
+def by_method(seen: dict[tuple[int, str], list[Seen]]) -> dict[int, Maps]:
+    found: dict[int, dict[str, list[Seen]]] = {}
+    for (number, name), maps in seen.items():
+        found.setdefault(number, {})[name] = maps
+    return {number: Maps(maps) for number, maps in found.items()}
+
+
+def record(call: Call, wishes: Wishes, seen: dict[tuple[int, str], list[Seen]] | None) -> None:
+    """Compute the wished maps of a call; keep them unless `seen` is None (a recomputation must compute the same)."""
+    for key, (watch, sites) in wishes.items():
+        if call.site in sites:
+            columns = list(watch.columns) if watch.columns is not None else None
+            values = call.probabilities(columns, head_mean=watch.head_mean)
+            if seen is not None:
+                seen[key].append(Seen(call.site, call.grid, values))
+
+
+def call_at(
+    family: Family,
+    site: Site,
+    grid: Grid,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float | None,
+    rows: dict[str, slice],
+    branch: Any,
+    progress: float = 0.0,
+) -> Call:
+    """The call of a site, after checking that its image tokens fill the grid."""
+    image = family.image(q.shape[2])
+    if len(range(*image.indices(q.shape[2]))) != grid[0] * grid[1]:
+        raise SteeringError(f"{site.name}: {q.shape[2]} tokens do not fill the expected grid of {grid[0]}x{grid[1]}")
+    return Call(site, q, k, v, mask, scale, grid, image, branch, rows, progress)
+
+
+def gradient(total: Tensor, z: Tensor) -> Tensor | None:
+    """d total / d z in float32, None if it cannot be made finite.
+
+    In float16 the gradient of a mean underflows: the loss is scaled by a power of two, halved as long as it overflows.
+    """
+    scale = 2.0**12 if z.dtype == torch.float16 else 1.0
+    while True:
+        last = scale <= 1
+        (g,) = torch.autograd.grad(total * scale, z, retain_graph=not last)
+        g = g.float() / scale
+        if g.isfinite().all():
+            return g
+        if last:
+            return None
+        scale /= 2 if scale > 2 else scale
+

@@ -1,0 +1,111 @@
+"""The scheduler's side: when a step begins and ends, how its input is scaled, and what it does to a moved sample."""
+
+import contextlib
+import functools
+import inspect
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WRAPPED = ("step", "set_timesteps")
+
+
+class Stepper:
+    """Wraps `step` and `set_timesteps` of one scheduler instance, and takes the wrapping away again.
+
+    The wrappers are bound methods that go to the class's function, so that a deep copy of the scheduler steps itself; they
+    keep the signature, which pipelines read to find `eta` and `generator`.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        begin: Callable[[], None],
+        before: Callable[[Tensor], Tensor],
+        after: Callable[[Tensor], Tensor],
+    ) -> None:
+        """`begin` hears of new timesteps, `before` may change the sample of a step, `after` the sample that comes out."""
+        self.scheduler = scheduler
+        self.own = {name: vars(scheduler)[name] for name in WRAPPED if name in vars(scheduler)}
+        own = self.own
+
+        def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            plain = own["step"] if "step" in own else types.MethodType(type(self).step, self)
+            bound = inspect.signature(plain).bind(*args, **kwargs)
+            sample = bound.arguments["sample"]
+            bound.arguments["sample"] = moved = before(sample)
+            with uncorrected(self) if moved is not sample else contextlib.nullcontext():
+                out = plain(*bound.args, **bound.kwargs)
+            if isinstance(out, tuple):
+                return (after(out[0]), *out[1:])
+            out.prev_sample = after(out.prev_sample)
+            return out
+
+        def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> Any:
+            begin()
+            plain = own["set_timesteps"] if "set_timesteps" in own else types.MethodType(type(self).set_timesteps, self)
+            return plain(*args, **kwargs)
+
+        for name, wrapper in (("step", step), ("set_timesteps", set_timesteps)):
+            functools.update_wrapper(wrapper, getattr(type(scheduler), name))
+            setattr(scheduler, name, types.MethodType(wrapper, scheduler))
+
+    def remove(self) -> None:
+        for name in WRAPPED:
+            vars(self.scheduler).pop(name, None)
+            if name in self.own:
+                setattr(self.scheduler, name, self.own[name])
+
+
+@contextlib.contextmanager
+def uncorrected(scheduler: Any) -> Iterator[None]:
+    """UniPC's corrector rebuilds the sample from the one before and would erase a move: leave it out for this step."""
+    steps = getattr(scheduler, "disable_corrector", None)
+    index = getattr(scheduler, "step_index", None)
+    if steps is None:
+        yield
+        return
+    scheduler.disable_corrector = [*steps, (index or 0) - 1]
+    try:
+        yield
+    finally:
+        scheduler.disable_corrector = steps
+
+
+def uses_sample(scheduler: Any) -> bool:
+    """Whether the coming step starts from the sample it is given.
+
+    PNDM, Heun and the KDPM2s evaluate some steps twice, the second time from a stored sample: a move would be lost.
+    """
+    if not getattr(scheduler, "state_in_first_order", True):
+        return False
+    if hasattr(scheduler, "plms_timesteps"):  # PNDM
+        if scheduler.config.skip_prk_steps or scheduler.counter >= len(scheduler.prk_timesteps):
+            return scheduler.counter - len(scheduler.prk_timesteps if not scheduler.config.skip_prk_steps else ()) != 1
+        return scheduler.counter % 4 == 0
+    return True
+
+
+def input_scale(scheduler: Any, timestep: Any) -> float:
+    """The factor between the pipeline's latents and the model's input: 1 / sqrt(1 + sigma²) for Euler and its kin, else 1."""
+    if not hasattr(scheduler, "scale_model_input"):
+        return 1.0
+    t = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep
+    return float(scheduler.scale_model_input(torch.ones(1, device=getattr(t, "device", None)), t))
+
+
+def noise_level(scheduler: Any, timestep: Any) -> float:
+    """Noise over signal, sigma, of the latents at this timestep."""
+    scale = input_scale(scheduler, timestep)
+    if scale < 1:
+        return (scale**-2 - 1) ** 0.5
+    t = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is not None:
+        a = float(alphas[min(max(round(t), 0), len(alphas) - 1)])
+        return ((1 - a) / max(a, 1e-8)) ** 0.5
+    share = t / scheduler.config.num_train_timesteps  # flow matching: z = (1 - share) x + share noise
+    return share / max(1 - share, 1e-4)

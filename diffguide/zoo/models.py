@@ -1,0 +1,113 @@
+"""The embedded models: what they are built of, and where their trained folders lie."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from diffguide.zoo.tokenizer import LENGTH
+from diffguide.zoo.world import SIDE
+
+TEXT_WIDTH = 128
+LATENT_CHANNELS, LATENT_SIDE = 4, SIDE // 8
+
+
+def build_vae() -> AutoencoderKL:
+    """Autoencoder of factor 8 with 4 latent channels: 128x128 pixels to 16x16 latent cells."""
+    widths = (16, 32, 64, 64)
+    return AutoencoderKL(
+        block_out_channels=widths,
+        down_block_types=["DownEncoderBlock2D"] * len(widths),
+        up_block_types=["UpDecoderBlock2D"] * len(widths),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=LATENT_CHANNELS,
+        sample_size=SIDE,
+        scaling_factor=1.0,  # the latents are brought to unit variance inside the model, see `standardise`
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A CLIP text model of 3 layers."""
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=4 * TEXT_WIDTH,
+        projection_dim=TEXT_WIDTH,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=LENGTH,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return CLIPTextModel(config)
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Self- and cross-attention at 16x16 (3 heads) and 8x8 (5 heads, middle block included)."""
+    return UNet2DConditionModel(
+        sample_size=LATENT_SIDE,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(96, 160),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        attention_head_dim=(3, 5),  # diffusers takes the number of heads under this name
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """The noise schedule of Stable Diffusion, with velocity prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def assemble(
+    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> StableDiffusionPipeline:
+    """The parts as an ordinary pipeline."""
+    parts: dict[str, Any] = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
+    return StableDiffusionPipeline(
+        vae=vae.eval(),
+        text_encoder=text_encoder.eval(),
+        tokenizer=tokenizer,
+        unet=unet.eval(),
+        scheduler=build_scheduler(),
+        requires_safety_checker=False,
+        **parts,
+    )
+
+
+@torch.no_grad()
+def standardise(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
+    """Fold `(z - mean) / std` into the last encoder layer and its inverse into the first decoder layer.
+
+    `mean` and `std` are [4], of the latents over the training set. Afterwards the latents have zero mean and unit
+    variance, and the pipeline's scaling factor of 1 is right.
+    """
+    encode, decode = vae.quant_conv, vae.post_quant_conv
+    assert encode is not None and decode is not None
+    n = len(mean)
+    encode.weight[:n] /= std[:, None, None, None]
+    encode.bias[:n] = (encode.bias[:n] - mean) / std
+    encode.bias[n:] -= 2 * std.log()  # log-variances
+    decode.bias += (decode.weight[:, :, 0, 0] * mean).sum(1)
+    decode.weight *= std[None, :, None, None]
+
+
+def folder(name: str) -> Path:
+    """Where the trained model of this name lies, whether or not it is there."""
+    return Path(__file__).parent / "models" / name
