@@ -19,13 +19,13 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 $(RUN):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "diffguide needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) --version 2>&1 | tail -n 1)."; \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  found=$$($(PYTHON) --version 2>&1) || found="not there"; \
+	  echo "diffguide needs Python 3.11 or newer, and '$(PYTHON)' is $$found."; \
 	  echo "Name another one: make $(firstword $(MAKECMDGOALS)) PYTHON=python3.11"; exit 1; } >&2
 	@echo "==> creating the virtual environment $(VENV)"
-	@$(PYTHON) -m venv $(VENV) || { \
-	  echo "No virtual environment: on Debian and Ubuntu, apt-get install python3-venv, then run this again." >&2; \
-	  rm -rf $(VENV); exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -f $@; \
+	  echo "No virtual environment was made: on Debian and Ubuntu, apt-get install python3-venv, then run this again." >&2; exit 1; }
 
 $(USER_STAMP): pyproject.toml | $(RUN)
 	@echo "==> installing diffguide (the first time PyTorch is downloaded: several GB, some minutes)"
