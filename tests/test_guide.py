@@ -5,6 +5,7 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
+import accelerate
 import pytest
 import tiny
 import torch
@@ -253,13 +254,20 @@ def test_moves_are_the_same_at_the_model_scale_on_ddim_and_euler() -> None:
     assert (moved["ddim"] - moved["euler"]).abs().max() < 2e-3 * moved["ddim"].abs().max()
 
 
-@pytest.mark.parametrize("offload", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+@pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_a_second_generation_under_offload(offload: str) -> None:
-    """Offload re-installs its wrappers after every call; on a CPU it takes "cpu" for the accelerator."""
+    """Offload re-installs its wrappers after every call; here it takes "cpu" for the accelerator.
+
+    Sequential offload is put on the denoiser alone, as `enable_sequential_cpu_offload` does for each part: with "cpu" for the
+    accelerator, accelerate 1.15 cannot offload the text encoder of a plain pipeline either.
+    """
     pipe = tiny.sd()
     with Guide(pipe, make(BackwardGuidance), PAG(scale=1.0)):
         wanted = tiny.call(pipe)
-    getattr(pipe, offload)(device="cpu")
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
+    else:
+        accelerate.cpu_offload(pipe.unet, torch.device("cpu"))
     with Guide(pipe, make(BackwardGuidance), PAG(scale=1.0)) as guide:
         for _ in range(2):
             assert (tiny.call(pipe) - wanted).abs().max() < 1e-5
