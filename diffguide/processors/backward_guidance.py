@@ -67,9 +67,9 @@ class BackwardGuidance(Method):
 def cells_inside(region: Region, grid: Grid) -> Tensor:
     """Cells [h, w] of a region: 1 inside, by cutting off fractions as the published code does, at least one cell."""
     h, w = grid
-    M = torch.zeros(h, w)
     if region.mask is not None:
-        return torch.from_numpy(region.rasterise(h, w)).ge(0.5).float()
+        return torch.from_numpy(Layout(region).rasterise(h, w)[0]).ge(0.5).float()
+    M = torch.zeros(h, w)
     for x0, y0, x1, y1 in region.instances:
         left, top = min(int(x0 * w), w - 1), min(int(y0 * h), h - 1)
         M[top : max(int(y1 * h), top + 1), left : max(int(x1 * w), left + 1)] = 1
