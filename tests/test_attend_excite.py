@@ -131,4 +131,4 @@ def test_diffusers_pipeline_moves_the_same_latents(guidance: float) -> None:
         ours = tiny.call(pipe, latents=noise.clone(), num_inference_steps=5, guidance_scale=guidance)
     assert [len(s.losses) for s in guide.report.steps] == [21, 21, 1]
     assert (theirs - plain).abs().max() > 1e-2, "the witness does something"
-    assert (ours - theirs).abs().max() < 1e-5
+    assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
