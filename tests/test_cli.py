@@ -1,4 +1,4 @@
-"""The command line: help at once, one line for every mistake, whole files or none, and pictures that can be drawn again."""
+"""The command line: help at once, one line for every mistake, whole files or none, pictures that can be drawn again."""
 
 import json
 import os
@@ -44,6 +44,7 @@ def here(tmp_path, monkeypatch, loaded, model):
     from diffguide.pipelines import demo, run, source
 
     def once(name, dtype="float32", device=None):
+        source.usable(device)
         return loaded if str(name) == model else source.load(name, dtype, device)
 
     monkeypatch.setattr(run, "load", once)
@@ -55,6 +56,11 @@ def here(tmp_path, monkeypatch, loaded, model):
 
 def draws(model, *options):
     return ["generate", PROMPT, "--model", model, "--steps", "2", "--device", "cpu", *options]
+
+
+def pixels(path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
 
 
 def error(capsys) -> str:
@@ -112,13 +118,13 @@ def test_a_picture_is_redrawn_from_itself_bit_identically(here, model, capsys):
     assert told["recipe"]["methods"] == [{"name": "bacon", "params": {"first_iterations": 2}}]
     assert cli.main(["run", "out/x-5.png", "--out", "again.png"]) == 0
     assert capsys.readouterr().out == "again.png\n"
-    first, second, again = (np.asarray(Image.open(f)) for f in ("out/x-4.png", "out/x-5.png", "again.png"))
+    first, second, again = (pixels(f) for f in ("out/x-4.png", "out/x-5.png", "again.png"))
     assert np.array_equal(second, again) and not np.array_equal(first, second)
     assert Recipe.load("again.png") == Recipe.load("out/x-5.png")
     Path("recipe.json").write_text(json.dumps(told["recipe"]))
     assert cli.main(["run", "recipe.json", "--out", "all"]) == 0
     assert sorted(p.name for p in Path("all").iterdir()) == ["4.png", "5.png"]
-    assert np.array_equal(second, np.asarray(Image.open("all/5.png")))
+    assert np.array_equal(second, pixels("all/5.png"))
 
 
 def test_maps_are_written_as_pictures_and_arrays(here, model, capsys):
@@ -129,10 +135,10 @@ def test_maps_are_written_as_pictures_and_arrays(here, model, capsys):
     assert [Path(p).name for p in told["maps"]] == ["red-circle.png", "blue.png", "maps.npz"]
     with np.load("seen/maps.npz") as arrays:
         assert list(arrays["words"]) == ["red circle", "blue"] and arrays["maps"].shape == (2, 16, 16)
-    assert Image.open("seen/blue.png").size == (384, 384)
+    assert pixels("seen/blue.png").shape == (384, 384, 3)
     assert cli.main(draws(model, "--maps", "more", "--out", "p.png")) == 0
     assert {"circle.png", "square.png", "maps.npz"} <= {p.name for p in Path("more").iterdir()}
-    assert np.array_equal(np.asarray(Image.open("p.png")), np.asarray(Image.open("seen/picture.png")))
+    assert np.array_equal(pixels("p.png"), pixels("seen/picture.png"))
 
 
 @pytest.mark.parametrize(
@@ -228,7 +234,7 @@ def test_a_run_that_fails_midway_leaves_whole_files_only(here, model, capsys, mo
     before = {p.name for p in here.iterdir()}
     assert cli.main(draws(model, "--num-images", "3", "--out", "x.png")) == code
     assert {p.name for p in here.iterdir()} - before == {"x-0.png"}
-    Image.open("x-0.png").load()
+    assert pixels("x-0.png").shape == (32, 32, 3)
     err = capsys.readouterr().err
     assert err.count("diffguide: error: lost the way") == (code == 2) and "Traceback" not in err
 
@@ -256,7 +262,7 @@ def test_the_doctor_tells_what_is_there(capsys, monkeypatch):
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["torch"] and "float32" in found["devices"][0]["dtypes"]
     assert {e["name"] for e in found["extras"]} == set(cli.EXTRAS)
-    monkeypatch.setattr(cli, "LIBRARIES", ("numpy", "no-such-library"))
+    monkeypatch.setattr(cli, "LIBRARIES", ("torch", "no-such-library"))
     monkeypatch.setattr(cli, "EXTRAS", {"app": ("no_such_module", "the editor")})
     assert cli.main(["doctor"]) == 1
     shown = capsys.readouterr().out
@@ -270,8 +276,8 @@ def test_the_demo_draws_both_and_tells_the_verdict(here, model, capsys):
     told = json.loads(capsys.readouterr().out)
     assert [v["title"] for v in told["verdicts"]] == ["unguided", "guided by bacon"]
     assert all(len(v["objects"]) == 3 for v in told["verdicts"])
-    page = Image.open("new/demo.png")
-    assert page.width > 2 * 384 and page.height > 384 + 5 * 20
+    height, width, _ = pixels("new/demo.png").shape
+    assert width > 2 * 384 and height > 384 + 5 * 20
     assert [m.name for m in Recipe.load("new/demo.png").methods] == ["bacon"]
 
 

@@ -17,8 +17,8 @@ from diffguide.report import Report
 class LayoutPipeline:
     """A text-to-image pipeline that also takes a layout.
 
-    `LayoutPipeline.from_pretrained(model)(prompt, layout=layout)` returns what the pipeline itself returns. The pipeline is
-    in `pipe`, untouched between calls, and what the last call cost in `report`.
+    `LayoutPipeline.from_pretrained(model)(prompt, layout=layout)` returns what the pipeline itself returns. The
+    pipeline is in `pipe`, untouched between calls, and what the last call cost in `report`.
     """
 
     def __init__(self, pipe: Any) -> None:
@@ -51,7 +51,7 @@ class LayoutPipeline:
             options: of the pipeline's call, such as `num_inference_steps` and `generator`.
 
         Raises:
-            DiffguideError: an unknown method or parameter, a phrase not in the prompt, a pipeline that cannot be guided.
+            DiffguideError: an unknown method or parameter, a phrase not in the prompt, a pipeline that is not known.
         """
         if not wants_layout(named(method)):
             raise LayoutError(

@@ -67,8 +67,8 @@ def draw(
 ) -> Iterator[Picture]:
     """The pictures of a recipe, one after the other.
 
-    Each has a generator of its own on the CPU, seeded `seed + index`, and is drawn alone: on one machine a picture comes
-    out bit-identical whichever others are drawn, which a batch does not promise.
+    Each has a generator of its own on the CPU, seeded `seed + index`, and is drawn alone: on one machine a picture
+    comes out bit-identical whichever others are drawn, which a batch does not promise.
 
     Args:
         recipe: what to draw.
