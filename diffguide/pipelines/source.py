@@ -1,0 +1,105 @@
+"""A pipeline from the name of an embedded model, a folder or a hub id; safetensors only, and no code of strangers."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+
+from diffguide import zoo
+from diffguide.errors import ModelError, ParamError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "dpm++-single": "DPMSolverSinglestepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "kdpm2": "KDPM2DiscreteScheduler",
+    "kdpm2-a": "KDPM2AncestralDiscreteScheduler",
+    "lcm": "LCMScheduler",
+    "lms": "LMSDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load(model: str | Path, dtype: str = "float32", device: str | None = None) -> Any:
+    """A diffusers pipeline.
+
+    Args:
+        model: an embedded model, a folder in the format of diffusers, or a hub id such as `owner/name`.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`.
+        device: such as `"cpu"`, `"cuda"` or `"cuda:1"`; None takes the best there is.
+
+    Raises:
+        ModelError: there is no such model, or it cannot be read.
+        ParamError: no such dtype or device here.
+    """
+    if dtype not in DTYPES:
+        raise ParamError(f"dtype = {dtype!r} is not one of {', '.join(DTYPES)}")
+    place = usable(device)
+    source = locate(model)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True)
+    except (
+        Exception
+    ) as error:  # whatever a wrong folder can cause: broken JSON, unknown classes, weights that do not fit
+        raise ModelError(f"{model} cannot be loaded: {_short(error)}") from error
+    return pipe.to(place)
+
+
+def locate(model: str | Path) -> str:
+    """The folder or hub id of a model; raises ModelError where it can be told at once that there is none."""
+    text = str(model)
+    if text in zoo.MODELS:
+        return str(zoo.path(text))
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
+            raise ModelError(
+                f"{text} is not a pipeline of diffusers: it has no model_index.json; name the folder that holds one"
+            )
+        return str(folder)
+    if folder.exists():
+        raise ModelError(f"{text} is a file; expected a folder that DiffusionPipeline.save_pretrained has written")
+    if isinstance(model, str) and HUB_ID.fullmatch(text) and not text.startswith("."):
+        return text
+    raise ModelError(
+        f"no model is called {text!r}: expected an embedded model ({', '.join(zoo.MODELS)}), a folder, "
+        "or a hub id owner/name"
+    )
+
+
+def usable(device: str | None) -> torch.device:
+    """The device of this name, or the best one; raises ParamError if it is not there."""
+    if device is None:
+        return torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except Exception as error:  # torch has a different one for each kind of device
+        raise ParamError(f"device = {device!r} cannot be used here: {_short(error)}") from None
+    return place
+
+
+def scheduler_class(name: str) -> Any:
+    """The scheduler of this name; raises ParamError with the known ones."""
+    if name not in SCHEDULERS:
+        raise ParamError(f"no scheduler is called {name!r} (known: {', '.join(SCHEDULERS)})")
+    return getattr(diffusers, SCHEDULERS[name])
+
+
+def _short(error: Exception, most: int = 240) -> str:
+    """The first sentence of an error of another library."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= most else text[: most - 3] + "..."
