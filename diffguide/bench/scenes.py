@@ -1,7 +1,7 @@
 """The fixed list of scenes that the layout bench draws, and how it was made.
 
-`layout_scenes.json` is the output of `make_list()`; `python -m diffguide.bench.scenes` writes it again. Change neither: scores are
-compared over time.
+`layout_scenes.json` is the output of `make_list()`; `python -m diffguide.bench.scenes` writes it again. Change neither:
+scores are compared over time.
 """
 
 import json
@@ -35,9 +35,9 @@ class Task:
 def make_list(seed: int = SEED, count: int = COUNT) -> list[dict[str, Any]]:
     """Draw the list: `{"caption": ..., "scene": ...}` for each scene.
 
-    Each is drawn from the world's own distribution until it is one that training never saw, without a style, with a set of
-    kinds that is new in the list: two things at even numbers, three at odd ones; a kind repeated where `repeats` says so
-    and nowhere else.
+    Each is drawn from the world's own distribution, without a style, until it is one that training never saw and its
+    set of kinds is new in the list. Even numbers have two things, odd ones three; a kind is repeated where `repeats`
+    says so and nowhere else.
     """
     rng = random.Random(seed)
     found: list[dict[str, Any]] = []

@@ -14,8 +14,8 @@ COVERAGE = 0.95
 def ratio(above: ArrayLike, below: ArrayLike, *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     r"""$\sum_i a_i / \sum_i b_i$ with its 95 % interval, resampling the units i.
 
-    `above` and `below` are [units]; every `below` must be positive. A share of objects has a unit for each scene, so that
-    objects of one scene, and pictures of one scene, stay together. One unit alone gives an interval without width.
+    `above` and `below` are [units]; every `below` must be positive. A share of objects has a unit for each scene, so
+    that objects of one scene, and pictures of one scene, stay together. One unit alone gives an interval without width.
 
     Raises:
         ValueError: the lengths differ, there is no unit, a value is not finite, or a `below` is not positive.
