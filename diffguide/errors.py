@@ -35,3 +35,7 @@ class RecipeError(DiffguideError):
 
 class ModelError(DiffguideError):
     """A model cannot be found, read or trusted."""
+
+
+class OutputError(DiffguideError):
+    """An output cannot be written."""

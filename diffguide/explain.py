@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffguide import passes
-from diffguide.errors import AttachError, DiffguideError
+from diffguide.errors import AttachError
 from diffguide.family import Family
 from diffguide.maps import Watch
 from diffguide.method import Context, Method
@@ -182,26 +182,21 @@ def gradient_memory(
     """MiB that a gradient pass saves for its backward, for one picture, counted on tensors without memory."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    saved: dict[int, int] = {}
-    weights = {p.data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}  # bytes by storage
 
     def keep(t: Tensor) -> Tensor:
         if not isinstance(t, nn.Parameter):
-            saved[id(t.untyped_storage()._cdata) if False else t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
+            storage = t.untyped_storage()
+            saved[storage._cdata] = storage.nbytes()
         return t
 
-    del weights
     wishes = {(i, name): wish for i, (name, wish) in enumerate(watched.items())}
-    try:
-        with FakeTensorMode(allow_non_fake_inputs=True), passes.differentiable(model):
-            args, kwargs = family.example(model, size)
-            z = family.latents(args, kwargs).requires_grad_()
-            args, kwargs = family.with_latents(args, kwargs, z)
-            with (
-                torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-                passes.looking(model, family, args, kwargs, wishes, grids),
-            ):
-                pass
-    except DiffguideError:
-        raise
-    return sum(saved.values()) / MIB
+    with FakeTensorMode(allow_non_fake_inputs=True), passes.differentiable(model):
+        args, kwargs = family.example(model, size)
+        z = family.latents(args, kwargs).requires_grad_()
+        args, kwargs = family.with_latents(args, kwargs, z)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+            passes.looking(model, family, args, kwargs, wishes, grids),
+        ):
+            return sum(saved.values()) / MIB

@@ -77,6 +77,11 @@ class Family:
         """How many of the input channels are latents; the others (an inpainting mask, a depth map) are conditions."""
         return min(x.shape[1], bare(model).config.out_channels)  # type: ignore[union-attr]
 
+    def example_size(self, model: nn.Module) -> Grid:
+        """Height and width of the latents the model was made for, in cells."""
+        side = bare(model).config.sample_size  # type: ignore[union-attr]
+        return (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
+
     def example(self, model: nn.Module, size: Grid) -> Arguments:
         """Arguments of one denoiser call for one picture of this latent size, of zeros, to estimate memory with."""
         raise NotImplementedError

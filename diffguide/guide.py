@@ -28,7 +28,6 @@ from diffguide.report import Report, StepReport
 from diffguide.site import Call, Site
 
 _guided: "weakref.WeakValueDictionary[int, Guide]" = weakref.WeakValueDictionary()  # by id of the pipeline
-MOST_PASSES = 100  # in one step, whatever the methods say
 LARGEST_MOVE = 1.0  # of the latents' norm, in one pass
 
 
@@ -55,6 +54,7 @@ class Guide:
         self.methods = methods
         self.family, self.attribute = of_pipe(pipe)
         self.report = Report()
+        self.early_stop = True  # end gradient passes at the last watched site; off for comparison only
         self._told = [prompt] if isinstance(prompt, str) else prompt
         self._heard: list[str] | None = None
         self._active = [m for m in methods if not m.inert]
@@ -215,14 +215,14 @@ class Guide:
         going = {n: torch.ones(run.pictures, dtype=torch.bool) for n in movers}
         history: dict[int, list[Tensor]] = {n: [] for n in movers}
         todo = torch.arange(run.pictures)
-        for _ in range(MOST_PASSES):
+        for count in range(max(m.most(run.context(n)) for n, m in movers.items())):
             with passes.differentiable(self.model):
                 z = (start[todo, :channels].float() + delta[todo]).to(x.dtype).clone().detach().requires_grad_()
                 own = range(x.shape[0])[run.rows["cond"]].start + todo
                 cut = self.family.take(passes.usable(args), passes.usable(kwargs), own, x.shape[0])
                 inputs = torch.cat([z, passes.usable(start)[todo, channels:]], 1)
                 cut = self.family.with_latents(*cut, inputs)
-                with passes.looking(self.model, self.family, *cut, wishes, run.grids, early=run.early) as maps:
+                with passes.looking(self.model, self.family, *cut, wishes, run.grids, early=self.early_stop) as maps:
                     total = torch.zeros((), device=z.device)
                     for n, method in movers.items():
                         context = run.context(n, todo.tolist())
@@ -230,7 +230,9 @@ class Guide:
                         full = torch.full((run.pictures,), torch.nan)
                         full[todo] = losses.detach().float().cpu()
                         history[n].append(full)
-                        going[n][todo] &= method.again(torch.stack(history[n])[:, todo], context)
+                        again = method.again(torch.stack(history[n])[:, todo], context)
+                        going[n] = going[n].clone()  # it may come from inference mode
+                        going[n][todo] &= again & (count < method.most(context))
                         total = total + (method.rate(context) * losses * going[n][todo].to(losses.device)).sum()
                     report.losses.append({type(m).__name__: history[n][-1].tolist() for n, m in movers.items()})
                     self.report.forwards += len(todo) / run.pictures
@@ -369,7 +371,6 @@ class _Run:
         self.steps = getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)
         self.prompts = self._prompts()
         self.memories: dict[int, dict[str, Any]] = {n: {} for n in range(len(guide._active))}
-        self.early = True
         self.step, self.open, self.ended = 0, False, False
         self.scale, self.sigma = 1.0, 0.0
         self.delta: Tensor | None = None

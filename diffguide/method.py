@@ -231,9 +231,13 @@ class Method:
         """Step size of this step: latents at the model's scale move by `-rate * gradient`. 0 skips the gradient pass."""
         return 0.0
 
+    def most(self, context: Context) -> int:
+        """How many gradient passes a picture may take in this step."""
+        return 1
+
     def again(self, history: Tensor, context: Context) -> Tensor:
-        """Which pictures [B] move, after the losses `history` [K, B] of K passes in this step. Default: once."""
-        return history[-1] > (0 if len(history) == 1 else math.inf)
+        """Which pictures [B] move, after the losses `history` [K, B] of K passes in this step. Default: all."""
+        return history[-1] > 0
 
     def where(self, sites: list[Site]) -> list[Site]:
         """The sites at which `attend` is asked."""

@@ -74,18 +74,21 @@ class AttendExcite(Method):
         last = max(1, context.steps - 1)
         return self.scale * (1 - 0.5 * context.step / last) ** 0.5
 
+    def goal(self, context: Context) -> float | None:
+        """The loss to get below at this step before the step's own move, if it is one of those that refine."""
+        goals = {round(at * context.steps): 1 - target for at, target in zip(self.refine, self.targets, strict=True)}
+        return goals.get(context.step)
+
+    def most(self, context: Context) -> int:
+        return 1 if self.goal(context) is None else self.iterations + 1
+
     def again(self, history: Tensor, context: Context) -> Tensor:
-        """Once, and before that, at the steps of `refine`, until a pass has started below the target."""
-        target = {round(at * context.steps): goal for at, goal in zip(self.refine, self.targets, strict=True)}
-        losses, k = history, len(history) - 1
-        if context.step not in target:
-            return (losses[-1] > 0) & torch.tensor(k == 0)
-        goal = 1 - target[context.step]
-        refined = losses[0] > goal
-        low = (losses <= goal).int().cumsum(0)  # how many passes so far were below the target
-        reached = torch.where(low[-1] > 0, low.argmax(0), torch.full_like(low[0], self.iterations - 1))
-        last = torch.where(refined, reached.clamp_max(self.iterations - 1) + 1, 0)  # the pass of the step's own move
-        return (torch.tensor(k) <= last) & (losses[-1] > 0)
+        """While above the goal; after the first pass that began below it, once more; if the very first did, once."""
+        goal = self.goal(context)
+        if goal is None or len(history) == 1:
+            return history[-1] > 0
+        below = history <= goal
+        return (history[-1] > 0) & ~below[0] & ~below[:-2].any(0)
 
 
 def excite(A: Tensor, columns: list[list[int]], stop: int, grid: tuple[int, int]) -> Tensor:

@@ -51,14 +51,17 @@ class BackwardGuidance(Method):
                     M = cells_inside(target.region, seen.grid).to(P.device).flatten()[:, None]
                     inside = (P * M).sum(1) / P.sum(1).clamp_min(1e-12)
                     terms.append(target.region.weight * ((1 - inside) ** 2).mean())
-            losses.append(torch.stack(terms).mean())
+            losses.append(self.scale * torch.stack(terms).mean() if terms else maps["cross"][0].values[row].sum() * 0)
         return torch.stack(losses)
 
     def rate(self, context: Context) -> float:
-        return self.scale * context.sigma**2 / (1 + context.sigma**2)
+        return context.sigma**2 / (1 + context.sigma**2)
+
+    def most(self, context: Context) -> int:
+        return self.iterations
 
     def again(self, history: Tensor, context: Context) -> Tensor:
-        return (history[-1] > self.threshold) & torch.tensor(len(history) <= self.iterations)
+        return history[-1] / self.scale > self.threshold
 
 
 def cells_inside(region: Region, grid: Grid) -> Tensor:

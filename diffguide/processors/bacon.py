@@ -69,7 +69,7 @@ class Bacon(Method):
                 a = resize(a[None, :, None], grid, small)[0, :, 0].unflatten(0, small)
                 M = instances(target.region.instances, small).to(a.device)
                 terms.append(target.region.weight * self.of_object(a, M))
-            losses.append(torch.stack(terms).mean() if terms else C.new_zeros(()) * C[row].sum())
+            losses.append(torch.stack(terms).mean() if terms else C[row].sum() * 0)
         return torch.stack(losses)
 
     def of_object(self, a: Tensor, M: Tensor) -> Tensor:
@@ -82,9 +82,11 @@ class Bacon(Method):
     def rate(self, context: Context) -> float:
         return self.scale * (1 - 0.5 * context.step / max(1, context.steps - 1)) ** 0.5
 
+    def most(self, context: Context) -> int:
+        return self.first_iterations if context.step == 0 else self.iterations
+
     def again(self, history: Tensor, context: Context) -> Tensor:
-        most = self.first_iterations if context.step == 0 else self.iterations
-        return (history[-1] > self.threshold) & torch.tensor(len(history) <= most)
+        return history[-1] > self.threshold
 
 
 def instances(boxes: Sequence[tuple[float, float, float, float]], grid: Grid) -> Tensor:

@@ -37,12 +37,10 @@ class _Catch(TorchFunctionMode):
     def __init__(self, handler: Handler) -> None:
         super().__init__()
         self.handler = handler
-        self.caught = 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is not F.scaled_dot_product_attention:
             return func(*args, **(kwargs or {}))
-        self.caught += 1
         return self.attend(*args, **(kwargs or {}))
 
     def attend(
@@ -79,10 +77,16 @@ class SteeredProcessor:
 
     def steer(self, *args: Any, **kwargs: Any) -> Any:
         """Call the original with its attention handed to the handler; raises SteeringError if there was none."""
-        with _Catch(self.handler) as catch:
+        caught: list[int] = []
+
+        def once(*qkv: Any) -> Tensor:
+            caught.append(1)
+            return self.handler(*qkv)
+
+        with _Catch(once):
             out = self.original(*args, **kwargs)
-        if catch.caught != 1:
-            raise unseen(self.original, self.name, catch.caught)
+        if len(caught) != 1:
+            raise unseen(self.original, self.name, len(caught))
         return out
 
 
@@ -151,8 +155,7 @@ def build(model: nn.Module, *methods: Method, size: tuple[int, int] | None = Non
             name = type(method).__name__
             raise AttachError(f"{name} works on branches, losses or words; use Guide(pipe, {name}(...))")
     family = of_model(model)
-    side = bare(model).config.sample_size  # type: ignore[union-attr]
-    size = size or ((side, side) if isinstance(side, int) else tuple(side))
+    size = size or family.example_size(model)
     sites = family.sites(model)
     processors = dict(bare(model).attn_processors)  # type: ignore[arg-type]
     for site in sites:

@@ -281,9 +281,10 @@ def average_gradients(weights: Iterable[torch.nn.Parameter]) -> None:
     """Make every worker's gradients the mean over the workers."""
     if dist.is_initialized():
         gradients = [w.grad for w in weights if w.grad is not None]
-        flat = torch.nn.utils.parameters_to_vector(gradients) / dist.get_world_size()
+        flat = torch.cat([g.reshape(-1) for g in gradients]) / dist.get_world_size()
         dist.all_reduce(flat)
-        torch.nn.utils.vector_to_parameters(flat, gradients)
+        for g, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            g.copy_(part.view_as(g))
 
 
 def save(value: Any, path: Path) -> None:

@@ -1,0 +1,24 @@
+"""One instance of every method of the folder, with settings that act in a short run."""
+
+import dataclasses
+from typing import Any
+
+from diffguide.layout import Layout, Region
+from diffguide.method import Method
+from diffguide.processors import methods
+
+LAYOUT = Layout(Region("red circle", box=(0.1, 0.1, 0.5, 0.6)), Region("blue square", box=(0.55, 0.4, 0.95, 0.9)))
+QUICK: dict[str, dict[str, Any]] = {  # few passes, so that a run takes a blink
+    "attend-excite": {"words": ("red circle", "square"), "iterations": 2},
+    "bacon": {"first_iterations": 2, "iterations": 1, "window": (0.0, 0.5)},
+    "backward-guidance": {"iterations": 2, "window": (0.0, 0.5)},
+}
+EVERY = [cls for _, cls in sorted(methods().items())]
+STEERING = [cls for cls in EVERY if cls.neutral]  # a method without neutral settings only watches
+
+
+def make(cls: type[Method], **settings: Any) -> Method:
+    """The method with quick settings, changed by `settings`."""
+    fields = {f.name for f in dataclasses.fields(cls)}
+    data = {"layout": LAYOUT} if "layout" in fields else {}
+    return cls(**(data | QUICK.get(cls.name(), {}) | settings))
