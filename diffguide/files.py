@@ -35,9 +35,14 @@ def explain(error: ValidationError, where: str = "") -> str:
 def check_version(version: Any, known: int) -> None:
     """Raise ValueError unless `version`, as read from a file, is the integer `known`."""
     if type(version) is int and version > known:
-        raise ValueError(f"version: {version} is newer than {known}, the newest known here; upgrade diffguide")
+        raise ValueError(f"{version} is newer than {known}, the newest known here; upgrade diffguide")
     if type(version) is not int or version != known:
-        raise ValueError(f'version: expected {known}, got {version!r:.60}; write "version": {known}')
+        raise ValueError(f'expected {known}, got {version!r:.60}; write "version": {known}')
+
+
+def is_text(value: Any, limit: int) -> bool:
+    """Whether `value` is text that UTF-8 can hold, of at most `limit` characters."""
+    return isinstance(value, str) and len(value) <= limit and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def read_text(path: str | Path, error: type[DiffguideError]) -> str:
@@ -60,6 +65,8 @@ def write_atomically(path: str | Path, write: Callable[[IO[bytes]], object]) -> 
     Raises OutputError where the folder is missing or closed or the disk refuses; other errors of `write` pass through.
     """
     path = Path(path)
+    if not path.name or "\0" in str(path):
+        raise OutputError(f"cannot write {str(path)!r}: not the name of a file")
     part = path.with_name(f".{path.name[:80]}.{secrets.token_hex(4)}.part")
     made = False
     try:

@@ -82,8 +82,8 @@ def _gather(values: Exact, ys: Exact, xs: Exact) -> Array:
 
 
 def rasterise_box(box: Sequence[float], h: int, w: int) -> Array:
-    """The fraction of each cell that a box covers: [h, w], 0..1, summing to the box's area times h w."""
-    x0, y0, x1, y1 = box
+    """The fraction of each cell that a box, clipped to 0..1, covers: [h, w], summing to the box's area times h w."""
+    x0, y0, x1, y1 = (min(max(float(v), 0.0), 1.0) for v in box)
     return rasterise([[(x0, y0, x1, y1)]], h, w)[0]
 
 

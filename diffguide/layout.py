@@ -13,7 +13,7 @@ from typing import Annotated, Any, Self, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -27,7 +27,7 @@ from pydantic import (
 
 from diffguide import grid
 from diffguide.errors import LayoutError
-from diffguide.files import TEXT_LIMIT, check_version, explain, read_text, write_atomically
+from diffguide.files import TEXT_LIMIT, check_version, explain, is_text, read_text, write_atomically
 from diffguide.grid import Array, Box, Overlap, cells, rasterise_box
 
 __all__ = ["Box", "Layout", "Overlap", "Region", "cells", "rasterise_box"]
@@ -84,6 +84,8 @@ def _mask(value: Any) -> Array:
                 array = _grey(picture)
         else:
             array = _grey(value) if isinstance(value, Image.Image) else np.asarray(value)
+    except UnidentifiedImageError:
+        raise ValueError("cannot be read as a picture: of no known kind, or damaged") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as fault:
         raise ValueError(f"cannot be read as a picture: {fault}"[:200]) from None
     if array.ndim != 2 or array.dtype.kind not in "biuf":
@@ -99,6 +101,9 @@ def _mask(value: Any) -> Array:
     return mask
 
 
+Checked = Annotated[Box, BeforeValidator(_box)]
+
+
 class Region(BaseModel):
     """A phrase of the prompt and where it belongs: exactly one of `box`, `boxes` (its instances) and `mask`.
 
@@ -111,13 +116,8 @@ class Region(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     phrase: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=300)]
-    box: Annotated[Box, BeforeValidator(_box)] | None = None
-    boxes: (
-        Annotated[
-            tuple[Annotated[Box, BeforeValidator(_box)], ...], Field(min_length=1, max_length=BOXES, strict=False)
-        ]
-        | None
-    ) = None
+    box: Checked | None = None
+    boxes: Annotated[tuple[Checked, ...], Field(min_length=1, max_length=BOXES, strict=False)] | None = None
     mask: Annotated[Any, PlainValidator(_mask)] | None = None
     weight: float = Field(1.0, ge=0, le=10)
     negative: Annotated[str, StringConstraints(max_length=10_000)] | None = None
@@ -161,6 +161,10 @@ class Region(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; what is at its default is left out."""
         fields = self._given()
+        if self.box is not None:
+            fields["box"] = list(self.box)
+        if self.boxes is not None:
+            fields["boxes"] = [list(box) for box in self.boxes]
         if self.mask is not None:
             png = io.BytesIO()
             Image.fromarray(np.rint(self.mask * 255).astype(np.uint8)).save(png, format="PNG")
@@ -201,7 +205,7 @@ class Layout:
             raise LayoutError(f"regions: {len(regions)} of them, at most {REGIONS} fit")
         if (boxes := sum(len(region.instances) for region in regions)) > BOXES:
             raise LayoutError(f"regions: {boxes} boxes in all, at most {BOXES} fit")
-        if not (base is None or (isinstance(base, str) and len(base) <= 10_000)):
+        if not (base is None or is_text(base, 10_000)):
             raise LayoutError(f"base: expected text of at most 10000 characters, got {base!r:.60}")
         if overlap not in get_args(Overlap):
             raise LayoutError(f"overlap: expected one of {', '.join(get_args(Overlap))}, got {overlap!r:.60}")
@@ -247,7 +251,7 @@ class Layout:
         try:
             check_version(data.pop("version", None), VERSION)
         except ValueError as fault:
-            raise LayoutError(str(fault)) from None
+            raise LayoutError(f"version: {fault}") from None
         regions = data.pop("regions", None)
         if not isinstance(regions, list | tuple):
             raise LayoutError(f"regions: expected a list, got {regions!r:.60}")
