@@ -202,11 +202,19 @@ def _fill(mask: Image.Image, thing: Thing, scale: float, *, outline: bool = Fals
     for contour, ink in zip(contours, (255, 0), strict=False):
         draw.polygon(contour, fill=ink)
     if outline:
-        line = Image.new("L", mask.size)
-        pen = ImageDraw.Draw(line)
-        for contour in contours:
-            pen.line([*contour, *contour[:2]], fill=255, width=round(2 * OUTLINE * scale), joint="curve")
+        line = stroke(mask.size, contours, round(2 * OUTLINE * scale))
         mask.paste(0, mask=line.point(lambda v: 255 - v))
+
+
+def stroke(size: tuple[int, int], contours: list[list[tuple[float, float]]], width: int) -> Image.Image:
+    """Closed contours as lines `width` pixels wide, 255 in an "L" picture."""
+    line = Image.new("L", size)
+    pen = ImageDraw.Draw(line)
+    for contour in contours:
+        pen.line([*contour, contour[0]], fill=255, width=width)
+        for x, y in contour:  # round joints: between short segments Pillow's own leave slits
+            pen.ellipse((x - width / 2, y - width / 2, x + width / 2, y + width / 2), fill=255)
+    return line
 
 
 def apply_style(picture: Image.Image, style: str | None) -> Image.Image:
