@@ -101,7 +101,8 @@ def run(
     _, attribute = of_pipe(pipe)
     own: nn.Module = getattr(pipe, attribute)
     weight = next(own.parameters())
-    other = sd15_shaped().to(weight.device, weight.dtype)
+    other = sd15_shaped()
+    other.to(device=weight.device, dtype=weight.dtype)  # type: ignore[call-overload]
     rows = []
     cases = [(str(frame["model"]), own), ("random, SD 1.5 blocks", other)]
     with tqdm(total=len(cases) * len(methods) * limit, unit="pair", disable=not progress, file=sys.stderr) as bar:
