@@ -1,0 +1,128 @@
+"""Benchmarks: what a method does to pictures whose truth is known, and what it costs.
+
+`diffguide bench NAME` runs one; the result is a dict that can be written as JSON:
+`{"bench", "model", "rows": [{"method", "n", METRIC: {"value", "low", "high"}, ...}], "versions", "settings", ...}`.
+"""
+
+import importlib
+import importlib.metadata
+import json as jsonlib
+import platform
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffguide.errors import OutputError, ParamError
+
+_BENCHES = {"early-stop": "early_stop", "layout": "layout"}  # name: module of this package
+_LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
+
+
+def names() -> list[str]:
+    """The benches there are."""
+    return sorted(_BENCHES)
+
+
+def run_bench(
+    name: str,
+    *,
+    model: Any = "shapes-unet",
+    methods: Sequence[str] | None = None,
+    limit: int | None = None,
+    seeds: int | None = None,
+    json: str | Path | None = None,
+    out: str | Path | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
+    progress: bool = True,
+    batch: int | None = None,
+    steps: int | None = None,
+) -> dict[str, Any]:
+    """Run a bench and return its result.
+
+    Args:
+        name: one of `names()`.
+        model: an embedded model, a folder, a hub id, or a pipeline.
+        methods: names of methods, each perhaps with settings: `"bacon+scale=20+window=0:0.3"`; the bench's own
+            choice if not given.
+        limit: use only so many scenes (layout) or repeat so often (early-stop).
+        seeds: pictures for each scene, from seeds 0, 1, ... (layout).
+        json: file for the result.
+        out: folder for a report and a contact sheet.
+        device: where to run, `"cpu"`, `"cuda"`; an accelerator if there is one.
+        dtype: `"float32"`, `"float16"` or `"bfloat16"`.
+        progress: show a bar on stderr, and the table on stdout at the end.
+        batch: pictures drawn at once (layout).
+        steps: denoising steps (layout).
+
+    Raises:
+        ParamError: a bench, a method or a setting is unknown or out of range.
+        ModelError: the model cannot be loaded.
+        OutputError: `json` or `out` cannot be written.
+    """
+    if name not in _BENCHES:
+        raise ParamError(f"no bench is called {name!r} (known: {', '.join(names())})")
+    for knob, value in (("limit", limit), ("seeds", seeds), ("batch", batch), ("steps", steps)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise ParamError(f"{knob} = {value!r} is not a whole number of at least 1")
+    target = _writable(json)
+    folder = _folder(out)
+    module = importlib.import_module(f"{__name__}.{_BENCHES[name]}")
+    options = {"methods": methods, "limit": limit, "seeds": seeds, "batch": batch, "steps": steps}
+    unknown = [knob for knob, value in options.items() if value is not None and knob not in module.OPTIONS]
+    if unknown:
+        raise ParamError(f"the bench {name} has no {', '.join(unknown)} (it has: {', '.join(module.OPTIONS)})")
+    given = {knob: value for knob, value in options.items() if value is not None}
+    module.check(**given)
+
+    from diffguide.bench.models import load
+    from diffguide.bench.tables import as_markdown, as_text
+
+    pipe, label = load(model, device, dtype)
+    frame = {"bench": name, "model": label, "versions": _versions()}
+    part = target.with_name(target.name + ".part.jsonl") if target else None
+    found = module.run(pipe, frame, part=part, out=folder, progress=progress, **given)
+    result = {"bench": name, "model": label, "rows": found.pop("rows"), "versions": frame["versions"], **found}
+    if target:
+        _write(target, jsonlib.dumps(result, indent=1) + "\n")
+        if part:
+            part.unlink(missing_ok=True)
+    if folder:
+        _write(folder / "report.md", as_markdown(result))
+    if progress:
+        sys.stdout.write(as_text(result))
+    return result
+
+
+def _versions() -> dict[str, str]:
+    from diffguide import __version__
+
+    installed = {library: importlib.metadata.version(library) for library in _LIBRARIES}
+    return {"diffguide": __version__, "python": platform.python_version(), **installed}
+
+
+def _writable(path: str | Path | None) -> Path | None:
+    """The file, known to be in a folder that exists: hours of drawing should not end in a misspelt path."""
+    if path is None:
+        return None
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        raise OutputError(f"cannot write {target}: name a file in a folder that exists")
+    return target
+
+
+def _folder(path: str | Path | None) -> Path | None:
+    if path is None:
+        return None
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise OutputError(f"cannot write {path}: {fault.strerror or fault}; name a folder that can be made") from None
+    return Path(path)
+
+
+def _write(path: Path, text: str) -> None:
+    from diffguide.files import write_atomically
+
+    write_atomically(path, lambda file: file.write(text.encode()))

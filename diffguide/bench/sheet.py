@@ -1,0 +1,56 @@
+"""A contact sheet: a row for each scene, a column for the truth and for each method."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+CELL = 128  # pixels
+GAP, LINE = 8, 14
+INK, FRAME = (30, 30, 30), (255, 0, 255)
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A scene: what was asked, where its things should be (boxes in 0..1), its pictures and a word on each."""
+
+    caption: str
+    boxes: Sequence[Box]
+    pictures: Sequence[Image.Image]
+    notes: Sequence[str]
+
+
+def contact_sheet(titles: Sequence[str], rows: Sequence[Row]) -> Image.Image:
+    """Titles over columns, captions over rows, wanted boxes as thin magenta frames on every picture."""
+    font = ImageFont.load_default(11)
+    width = GAP + len(titles) * (CELL + GAP)
+    letters = max(12, (width - 2 * GAP) // 6)
+    captions = [textwrap.wrap(row.caption, letters) for row in rows]
+    height = GAP + LINE + sum(len(lines) * LINE + CELL + LINE + GAP for lines in captions)
+    page = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(page)
+    for column, title in enumerate(titles):
+        pen.text((GAP + column * (CELL + GAP), GAP), textwrap.shorten(title, 22, placeholder="…"), INK, font)
+    y = GAP + LINE
+    for row, lines in zip(rows, captions, strict=True):
+        for line in lines:
+            pen.text((GAP, y), line, INK, font)
+            y += LINE
+        for column, (picture, note) in enumerate(zip(row.pictures, row.notes, strict=True)):
+            x = GAP + column * (CELL + GAP)
+            page.paste(framed(picture, row.boxes), (x, y))
+            pen.text((x, y + CELL), note, INK, font)
+        y += CELL + LINE + GAP
+    return page
+
+
+def framed(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
+    """The picture at the sheet's size with one-pixel frames."""
+    small = picture.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS)
+    pen = ImageDraw.Draw(small)
+    for box in boxes:
+        pen.rectangle([round(v * (CELL - 1)) for v in box], outline=FRAME)
+    return small

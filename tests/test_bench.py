@@ -1,0 +1,444 @@
+"""Benches on a tiny pipeline: what they promise does not depend on how good the pictures are."""
+
+import json
+from statistics import quantiles
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from diffguide import bench
+from diffguide.bench import early_stop, layout, scenes, sheet, statistics, tables
+from diffguide.errors import ModelError, OutputError, ParamError
+from diffguide.tokens import find
+from diffguide.zoo.models import TEXT_WIDTH, assemble, build_text_encoder
+from diffguide.zoo.tokenizer import build_tokenizer
+from diffguide.zoo.world import Thing, plural, render
+
+COSTS = ("seconds", "memory", "seconds_ratio", "memory_ratio")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    """The real classes with random weights: 128x128 pixels, 16x16 latents."""
+    torch.manual_seed(0)
+    widths = (8, 8, 8, 8)
+    vae = AutoencoderKL(
+        block_out_channels=widths,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=128,
+        scaling_factor=1.0,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=8,
+    )
+    tokenizer = build_tokenizer()
+    pipe = assemble(vae, build_text_encoder(tokenizer), tokenizer, unet)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def tiny(pipe, **options):
+    return bench.run_bench("layout", model=pipe, progress=False, **{"limit": 2, "seeds": 1, "steps": 2, **options})
+
+
+# The list of scenes.
+
+
+def test_scene_file_is_what_the_function_makes():
+    assert scenes.FILE.read_text(encoding="utf-8") == scenes.as_text(scenes.make_list())
+
+
+def test_scenes_are_held_out_plain_and_different():
+    tasks = scenes.load_tasks()
+    assert len(tasks) == 100 and all(t.scene.held_out and t.scene.style is None for t in tasks)
+    assert sorted(len(t.scene.things) for t in tasks) == [2] * 50 + [3] * 50
+    assert sum(len(scenes.groups(t.scene)) < len(t.scene.things) for t in tasks) == 15
+    assert len({tuple(sorted(thing.kind for thing in t.scene.things)) for t in tasks}) == 100
+
+
+def test_beginning_of_the_list_does_not_depend_on_its_length():
+    assert scenes.make_list(seed=3, count=4) == scenes.make_list(seed=3, count=9)[:4]
+
+
+def test_layouts_hold_every_box_and_their_phrases_are_in_the_prompt():
+    tokenizer = build_tokenizer()
+    for task in scenes.load_tasks():
+        boxes = [box for region in task.layout.regions for box in region.instances]
+        assert sorted(boxes) == sorted(thing.box for thing in task.scene.things)
+        for region in task.layout.regions:
+            assert find(tokenizer, task.caption, region.phrase)
+            word = region.phrase.split()[1]
+            assert (word in map(plural, ("square", *[t.shape for t in task.scene.things]))) == (
+                len(region.instances) > 1
+            )
+
+
+def test_captions_leave_sizes_out_and_say_the_ground():
+    tasks = scenes.load_tasks()
+    assert not [t for t in tasks if "small" in t.caption or "big" in t.caption]
+    assert all(t.caption.endswith(f" on a {t.scene.background} background") for t in tasks)
+    assert tasks[6].caption.startswith("two ")
+
+
+# Statistics.
+
+values = st.floats(-1e6, 1e6)
+units = st.lists(st.tuples(values, st.floats(0.1, 1e3)), min_size=1, max_size=20)
+
+
+@given(units)
+@settings(max_examples=30, deadline=None)
+def test_ratio_lies_in_its_interval_and_between_the_units(pairs):
+    a, b = zip(*pairs, strict=True)
+    got = statistics.ratio(a, b, resamples=50)
+    slack = 1e-9 * (1 + max(map(abs, a)) / min(b))
+    quotients = [x / y for x, y in pairs]
+    assert got["value"] == pytest.approx(np.sum(a) / np.sum(b), abs=slack)
+    assert min(quotients) - slack <= got["low"] <= got["value"] <= got["high"] <= max(quotients) + slack
+
+
+@given(values, st.integers(1, 12))
+@settings(max_examples=30, deadline=None)
+def test_equal_units_leave_no_doubt(value, count):
+    got = statistics.mean([value] * count, resamples=50)
+    assert got["low"] == pytest.approx(value) and got["high"] == pytest.approx(value)
+
+
+@given(units, st.floats(0.5, 4.0))
+@settings(max_examples=30, deadline=None)
+def test_interval_scales_with_its_values(pairs, factor):
+    a, b = map(np.array, zip(*pairs, strict=True))
+    one, more = statistics.ratio(a, b, resamples=50), statistics.ratio(factor * a, b, resamples=50)
+    for key in ("value", "low", "high"):
+        assert more[key] == pytest.approx(factor * one[key], rel=1e-9, abs=1e-6)
+
+
+def test_interval_of_a_share_is_the_binomial_one():
+    got = statistics.mean([1.0] * 150 + [0.0] * 250, resamples=4000)
+    half = 1.96 * (0.375 * 0.625 / 400) ** 0.5
+    assert got["high"] - got["value"] == pytest.approx(half, rel=0.1)
+    assert got["value"] - got["low"] == pytest.approx(half, rel=0.1)
+
+
+def test_interval_covers_the_truth_as_often_as_it_says():
+    rng = np.random.default_rng(5)
+    hits = 0
+    for i in range(200):
+        got = statistics.mean(rng.normal(3.0, 1.0, 60), resamples=300, seed=i)
+        hits += got["low"] <= 3.0 <= got["high"]
+    assert 180 <= hits <= 198
+
+
+def test_same_seed_gives_the_same_interval():
+    sample = list(range(10))
+    assert statistics.mean(sample, seed=1) == statistics.mean(sample, seed=1) != statistics.mean(sample, seed=2)
+
+
+@pytest.mark.parametrize(("above", "below"), [([], []), ([1.0], [1.0, 2.0]), ([1.0], [0.0]), ([float("nan")], [1.0])])
+def test_meaningless_ratios_are_refused(above, below):
+    with pytest.raises(ValueError, match="expected"):
+        statistics.ratio(above, below)
+
+
+@given(st.lists(values, min_size=2, max_size=9))
+@settings(max_examples=30, deadline=None)
+def test_quartiles_are_those_of_the_standard_library(sample):
+    got = statistics.quartiles(sample)
+    assert [got[key] for key in ("low", "value", "high")] == pytest.approx(
+        quantiles(sample, method="inclusive"), abs=1e-6
+    )
+
+
+# The layout bench.
+
+
+@pytest.fixture(scope="module")
+def result(pipe, tmp_path_factory):
+    """A run of three scenes with a last batch that is not full, and everything it wrote."""
+    folder = tmp_path_factory.mktemp("bench")
+    methods = [
+        "bacon+first_iterations=2+iterations=1",
+        "bacon+scale=0",
+        "attend-excite+iterations=1",
+        "backward-guidance",
+    ]
+    got = tiny(pipe, limit=3, batch=2, methods=methods, json=folder / "result.json", out=folder / "out")
+    return got, folder
+
+
+def test_result_has_the_form_of_a_bench(result):
+    got, folder = result
+    assert json.loads((folder / "result.json").read_text()) == got
+    assert (got["bench"], got["model"]) == ("layout", "StableDiffusionPipeline")
+    assert [row["method"] for row in got["rows"]][:3] == [
+        "none",
+        "bacon+first_iterations=2+iterations=1",
+        "bacon+scale=0",
+    ]
+    named = {"objects_present", "scenes_complete", "objects_in_box", "objects_centred", "extra_objects"}
+    named |= {"seconds_ratio", "memory_ratio", "forwards", "backwards", "seconds", "memory"}
+    for row in got["rows"]:
+        assert set(row) == {"method", "n", *named} and row["n"] == 3
+        for metric in named:
+            assert row[metric]["low"] <= row[metric]["value"] <= row[metric]["high"]
+    assert {"diffguide", "torch", "diffusers"} <= set(got["versions"])
+    assert got["settings"]["steps"] == 2 and got["settings"]["guidance_scale"] == layout.GUIDANCE_SCALE
+    assert got["detector"]["n"] == 3 and got["detector"]["objects_present"]["value"] >= 0.9
+    assert not list(folder.glob("*.part*"))
+
+
+def test_plain_rows_cost_one(result):
+    plain = result[0]["rows"][0]
+    for metric, value in (("seconds_ratio", 1.0), ("memory_ratio", 1.0), ("forwards", 4.0), ("backwards", 0.0)):
+        assert plain[metric] == {"value": value, "low": value, "high": value}
+
+
+def test_methods_that_move_latents_are_billed(result):
+    for row in result[0]["rows"][1:]:
+        idle = "scale=0" in row["method"]
+        assert (row["backwards"]["value"] > 0) != idle
+        assert (row["forwards"]["value"] > 4) != idle
+
+
+def test_zero_strength_draws_the_plain_pictures(result):
+    _, folder = result
+    got = [
+        Image.open(folder / "out" / "pictures" / f"{i:03d}-{name}.png")
+        for name in ("none", "bacon+scale=0")
+        for i in range(3)
+    ]
+    for plain, idle in zip(got[:3], got[3:], strict=True):
+        assert np.array_equal(np.asarray(plain), np.asarray(idle))
+    assert not np.array_equal(np.asarray(got[0]), np.asarray(got[1]))
+
+
+def test_strength_moves_the_pictures(result):
+    pictures = result[1] / "out" / "pictures"
+    plain, moved = (
+        np.asarray(Image.open(pictures / f"000-{name}.png"), float) for name in ("none", "backward-guidance")
+    )
+    assert np.abs(plain - moved).max() > 0
+
+
+def test_page_and_sheet_show_every_method(result):
+    got, folder = result
+    page = (folder / "out" / "report.md").read_text()
+    assert all(row["method"] in page for row in got["rows"]) and "contact_sheet.png" in page
+    with Image.open(folder / "out" / "contact_sheet.png") as page:
+        assert page.width == sheet.GAP + 6 * (sheet.CELL + sheet.GAP)
+        assert page.height > 3 * sheet.CELL
+
+
+def test_noise_depends_on_scene_and_seed_alone():
+    task, other = scenes.load_tasks(2)
+    draw = [
+        torch.randn(4, generator=layout.Job(t, s).noise()) for t, s in ((task, 0), (task, 0), (task, 1), (other, 0))
+    ]
+    assert torch.equal(draw[0], draw[1])
+    assert not torch.equal(draw[0], draw[2]) and not torch.equal(draw[0], draw[3])
+
+
+def test_batch_size_does_not_change_what_is_drawn(pipe):
+    jobs = [layout.Job(task, 0) for task in scenes.load_tasks(3)]
+    plain = layout.contenders([])[0]
+    together = layout.draw(pipe, jobs, plain, 2).pictures
+    alone = [layout.draw(pipe, [job], plain, 2).pictures[0] for job in jobs]
+    for a, b in zip(together, alone, strict=True):
+        assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
+
+
+def test_pipeline_is_given_back_as_it_was(pipe):
+    scheduler, config = pipe.scheduler, dict(pipe._progress_bar_config)
+    tiny(pipe, limit=1, methods=["none"])
+    assert pipe.scheduler is scheduler and pipe._progress_bar_config == config
+
+
+def test_killed_run_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
+    options = {"limit": 3, "batch": 1, "methods": ["backward-guidance"]}
+    whole = tiny(pipe, **options)
+    drawn, plain = [], layout.draw
+
+    def until_killed(pipe, jobs, contender, steps):
+        drawn.append((jobs[0].task.index, contender.label))
+        if len(drawn) == 2 + 4 + 2:  # warm-up, two batches, and a last batch whose second method never ends
+            raise KeyboardInterrupt
+        return plain(pipe, jobs, contender, steps)
+
+    monkeypatch.setattr(layout, "draw", until_killed)
+    with pytest.raises(KeyboardInterrupt):
+        tiny(pipe, **options, json=tmp_path / "a.json")
+    part = tmp_path / "a.json.part.jsonl"
+    part.write_text(part.read_text() + '{"batch": 2, "ru')  # killed while writing
+    drawn.clear()
+    drawn.extend([(-1, "")] * 10)
+    again = tiny(pipe, **options, json=tmp_path / "a.json")
+    assert [index for index, _ in drawn[10:]] == [2] * 4
+    assert not part.exists()
+    for a, b in zip(whole["rows"], again["rows"], strict=True):
+        assert {k: v for k, v in a.items() if k not in COSTS} == {k: v for k, v in b.items() if k not in COSTS}
+
+
+def test_run_with_other_settings_starts_anew(tmp_path):
+    path = tmp_path / "part.jsonl"
+    layout._Ledger(path, {"steps": 1}).add({"batch": 0, "runs": {}})
+    assert set(layout._Ledger(path, {"steps": 1}).records) == {0}
+    assert not layout._Ledger(path, {"steps": 2}).records
+    assert not layout._Ledger(path, {"steps": 1}).records
+
+
+def test_perfect_pictures_score_perfectly():
+    jobs = [layout.Job(task, 0) for task in scenes.load_tasks(8)]
+    drawn = layout.Drawn([render(job.task.scene) for job in jobs], 2.0, 100.0, 60.0, 0.0)
+    row = layout.summary("none", [{"runs": {"none": layout._account(jobs, drawn)}}])
+    for metric in ("objects_present", "scenes_complete", "objects_in_box", "objects_centred"):
+        assert row[metric]["value"] == 1.0
+    assert row["extra_objects"]["value"] == 0.0
+    assert row["seconds"]["value"] == 0.25
+
+
+def test_misplaced_things_are_present_but_not_in_their_box():
+    jobs = [layout.Job(task, 0) for task in scenes.load_tasks(8)]
+
+    def elsewhere(thing):  # mirrored left and right: of the same kind and size
+        return Thing(thing.color, thing.shape, 1 - thing.cx, thing.cy, thing.r)
+
+    mirrored = [type(j.task.scene)(j.task.scene.background, tuple(map(elsewhere, j.task.scene.things))) for j in jobs]
+    drawn = layout.Drawn([render(scene) for scene in mirrored], 1.0, 1.0, 60.0, 0.0)
+    row = layout.summary("none", [{"runs": {"none": layout._account(jobs, drawn)}}])
+    assert row["objects_present"]["value"] == 1.0
+    assert row["objects_in_box"]["value"] < 0.6
+
+
+def test_costs_are_ratios_of_sums():
+    def run(seconds, memory):
+        counts = {"wanted": 2, "present": 1, "centred": 1, "in_box": 0, "extra": 0, "complete": 0}
+        pictures = [{"scene": i, "seed": 0, **counts} for i in range(2)]
+        return {"seconds": seconds, "memory": memory, "forwards": 70.0, "backwards": 5.0, "pictures": pictures}
+
+    records = [{"runs": {"none": run(s, 100.0), "x": run(2 * s, 150.0)}} for s in (1.0, 3.0)]
+    row = layout.summary("x", records)
+    assert row["seconds_ratio"] == {"value": 2.0, "low": 2.0, "high": 2.0}
+    assert row["memory_ratio"]["value"] == 1.5 and row["seconds"]["value"] == 2.0
+    assert (row["objects_present"]["value"], row["objects_in_box"]["value"]) == (0.5, 0.0)
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "speed"}, "no bench is called 'speed' .*early-stop, layout"),
+        ({"methods": ["bacn"]}, "bacn.*known.*bacon"),
+        ({"methods": ["bacon+scle=1"]}, "no parameter 'scle'.*scale"),
+        ({"methods": ["bacon+scale=-1"]}, "Bacon.scale = -1.* outside"),
+        ({"methods": ["bacon", "bacon"]}, "listed twice"),
+        ({"methods": "bacon"}, "give a list"),
+        ({"limit": 0}, "limit = 0"),
+        ({"seeds": True}, "seeds = True"),
+        ({"batch": 2.5}, "batch = 2.5"),
+        ({"dtype": "int8"}, "dtype = 'int8'.*float16"),
+        ({"name": "early-stop", "seeds": 2}, "early-stop has no seeds"),
+        ({"name": "early-stop", "methods": ["pag"]}, "backward-guidance, bacon"),
+    ],
+)
+def test_wrong_settings_are_named_before_a_model_is_loaded(options, message):
+    with pytest.raises(ParamError, match=message):
+        bench.run_bench(options.pop("name", "layout"), model="nowhere/at-all", progress=False, **options)
+
+
+def test_missing_models_and_folders_are_named(tmp_path):
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        bench.run_bench("layout", model=str(tmp_path / "nothing"), progress=False)
+    with pytest.raises(OutputError, match="folder that exists"):
+        bench.run_bench("layout", json=tmp_path / "none" / "a.json", progress=False)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="file"):
+        bench.run_bench("layout", out=tmp_path / "file" / "out", progress=False)
+
+
+def test_a_saved_pipeline_is_loaded_by_its_folder(pipe, tmp_path):
+    from diffguide.bench.models import load
+
+    pipe.save_pretrained(tmp_path / "tiny")
+    loaded, label = load(str(tmp_path / "tiny"), "cpu")
+    assert label == "tiny"
+    assert torch.equal(loaded.unet.conv_in.weight, pipe.unet.conv_in.weight)
+
+
+# The early stop.
+
+
+@pytest.mark.parametrize("name", early_stop.METHODS)
+def test_early_stop_gives_the_same_gradient(pipe, name):
+    method = early_stop.named(name)(layout=early_stop.LAYOUT)
+    one = early_stop.Pass.prepare(pipe.unet, method, (16, 16))
+    (_, full), (_, early) = one.run(early=False), one.run(early=True)
+    assert torch.equal(full, early)
+    assert full.abs().max() > 0 and full.shape == (1, 4, 16, 16)
+
+
+def test_early_stop_leaves_work_undone(pipe):
+    """The output layer is never reached, and without the stop it is."""
+    method = early_stop.named("bacon")(layout=early_stop.LAYOUT)
+    one = early_stop.Pass.prepare(pipe.unet, method, (16, 16))
+    reached = []
+    handle = pipe.unet.conv_out.register_forward_hook(lambda *_: reached.append(True))
+    try:
+        one.run(early=True)
+        assert not reached
+        one.run(early=False)
+        assert reached
+    finally:
+        handle.remove()
+
+
+def test_early_stop_bench_reports_both_denoisers(pipe, monkeypatch, capsys):
+    monkeypatch.setattr(early_stop, "sd15_shaped", lambda make=early_stop.sd15_shaped: make((8, 8, 16, 16), 16))
+    got = bench.run_bench("early-stop", model=pipe, limit=2, progress=True)
+    assert [(row["method"], row["n"]) for row in got["rows"]] == [("backward-guidance", 2), ("bacon", 2)] * 2
+    assert len({row["denoiser"] for row in got["rows"]}) == 2
+    for row in got["rows"]:
+        assert row["gradient_identical"] == {"value": 1.0, "low": 1.0, "high": 1.0}
+        assert 0 < row["seconds_ratio"]["low"] <= row["seconds_ratio"]["value"] <= row["seconds_ratio"]["high"]
+    printed = capsys.readouterr()
+    assert "seconds ratio" in printed.out and "pair" in printed.err
+
+
+# Tables.
+
+
+def test_columns_are_aligned_and_intervals_told():
+    rows = [
+        {"method": "none", "n": 4, "objects_present": {"value": 0.5, "low": 0.25, "high": 0.75}},
+        {"method": "attend-excite", "n": 4, "objects_present": {"value": 1.0, "low": 1.0, "high": 1.0}},
+    ]
+    text = tables.as_text({"bench": "layout", "model": "m", "rows": rows, "settings": {"steps": 2}, "versions": {}})
+    lines = text.splitlines()
+    assert "0.5 [0.25, 0.75]" in text and "[1" not in text
+    assert lines[1].index("attend-excite") == lines[3].index("1", 30)
+
+
+@given(st.floats(-1e5, 1e5))
+def test_numbers_keep_three_digits(value):
+    assert float(tables.number(value)) == pytest.approx(value, rel=6e-3, abs=1e-12)
+
+
+def test_names_are_sorted():
+    assert bench.names() == ["early-stop", "layout"]
