@@ -62,7 +62,8 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method])
             )
         if any("layerwise_casting" in hook for hook in hooks):
             reasons.append(
-                f"{', '.join(names)} needs gradients, which layerwise casting does not support; load the denoiser in one dtype"
+                f"{', '.join(names)} needs gradients, which layerwise casting does not support; load the denoiser "
+                "in one dtype"
             )
     if getattr(model, "_parallel_config", None) is not None:
         reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
@@ -93,10 +94,12 @@ def explain(
     plan = Plan()
     sites = family.sites(model)
     grids = {site: family.grid(site, size) for site in sites}
-    kinds = ", ".join(f"{sum(s.kind == k for s in sites)} {k}" for k in ("self", "cross", "joint") if k in {s.kind for s in sites})
+    kinds = ", ".join(
+        f"{sum(s.kind == k for s in sites)} {k}" for k in ("self", "cross", "joint") if k in {s.kind for s in sites}
+    )
     plan.lines.append(
-        f"{type(pipe).__name__} with {type(model).__name__}: {len(sites)} attention modules ({kinds}), latents {size[0]}x{size[1]}, "
-        f"{type(pipe.scheduler).__name__}"
+        f"{type(pipe).__name__} with {type(model).__name__}: {len(sites)} attention modules ({kinds}), "
+        f"latents {size[0]}x{size[1]}, {type(pipe.scheduler).__name__}"
     )
     active = [m for m in methods if not m.inert]
     watched: dict[str, tuple[Watch, list[Site]]] = {}
@@ -130,11 +133,15 @@ def notes(pipe: Any, model: nn.Module, methods: list[Method]) -> list[str]:
     found = []
     if any(m.asks("loss") for m in methods):
         if "Inpaint" in type(pipe).__name__ and model.config.in_channels == model.config.out_channels:  # type: ignore[union-attr]
-            found.append("this inpainting pipeline restores everything outside the mask after each step; moves last inside it only")
+            found.append(
+                "this inpainting pipeline restores everything outside the mask after each step; moves last inside it"
+            )
         if passes.is_compiled(model):
             found.append("gradient passes run without torch.compile")
         if any(hasattr(m, "_hf_hook") and getattr(m._hf_hook, "offload", False) for m in model.modules()):
-            found.append("under sequential offload a gradient pass keeps the streamed weights: the memory saving is lost")
+            found.append(
+                "under sequential offload a gradient pass keeps the streamed weights: the memory saving is lost"
+            )
     return found
 
 
@@ -169,7 +176,9 @@ def _touched(
 
 def _short(sites: list[Site], most: int = 4) -> str:
     names = [s.name for s in sites]
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
+    return (
+        ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "") if names else "none"
+    )
 
 
 def gradient_memory(

@@ -1,8 +1,8 @@
 """Methods attached to a pipeline, and the way back.
 
 The guide owns the denoising step: when a gradient pass runs and moves the latents, when a weak pass runs, what is added
-where. It uses native hooks on the denoiser that the pipeline holds, and wraps two functions of the scheduler; everything is
-put back by `detach`.
+where. It uses native hooks on the denoiser that the pipeline holds, and wraps two functions of the scheduler;
+everything is put back by `detach`.
 """
 
 import contextlib
@@ -17,18 +17,17 @@ import torch
 from torch import Tensor
 
 from diffguide import passes, stepping
-from diffguide.errors import AttachError, PromptError
+from diffguide.errors import AttachError
 from diffguide.explain import Plan, explain, refusals
 from diffguide.family import of_pipe
+from diffguide.generation import Generation, OnRows, capped
 from diffguide.maps import Maps
-from diffguide.method import Context, Method
-from diffguide.passes import Wishes
-from diffguide.processors.steered import chain, check_processor
+from diffguide.method import Method
+from diffguide.processors.steered import chain
 from diffguide.report import Report, StepReport
-from diffguide.site import Call, Site
+from diffguide.site import Site
 
 _guided: "weakref.WeakValueDictionary[int, Guide]" = weakref.WeakValueDictionary()  # by id of the pipeline
-LARGEST_MOVE = 1.0  # of the latents' norm, in one pass
 
 
 class Guide:
@@ -60,7 +59,7 @@ class Guide:
         self._active = [m for m in methods if not m.inert]
         self._undo = contextlib.ExitStack()
         self._stepper: stepping.Stepper | None = None
-        self._run: _Run | None = None
+        self._run: Generation | None = None
 
     # Attaching.
 
@@ -147,10 +146,10 @@ class Guide:
 
     # A run.
 
-    def _begin(self, x: Tensor) -> "_Run":
+    def _begin(self, x: Tensor) -> "Generation":
         """Open a run at its first denoiser call: who is who in the batch, which words are where."""
         self._wrap_scheduler()
-        run = _Run(self, x)
+        run = Generation(self.pipe, self.family, self.model, len(self._active), self._told or self._heard, x)
         for number, method in enumerate(self._active):
             if method.asks("prepare"):
                 method.prepare(run.context(number))
@@ -193,7 +192,7 @@ class Guide:
                 method.observe(run.seen[number], run.context(number))
         return self._shift(run, args, kwargs, out)
 
-    def _descend(self, run: "_Run", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _descend(self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The gradient pass: repeat until no method wants to move any picture."""
         if not stepping.uses_sample(self.pipe.scheduler):
             return
@@ -252,7 +251,7 @@ class Guide:
         run.delta = delta
         report.seconds = time.perf_counter() - began
 
-    def _observe(self, run: "_Run") -> None:
+    def _observe(self, run: "Generation") -> None:
         """Put the methods that act in the pipeline's own pass at their sites, until `restore`."""
         acting = {n: m for n, m in enumerate(self._active) if m.acts(run.context(n))}
         inside = [m for m in acting.values() if m.asks("attend") and m.branch != "weak"]
@@ -268,7 +267,7 @@ class Guide:
         def handler(site: Site, chosen: list[Method], *qkv: Any) -> Tensor:
             call = passes.call_at(self.family, site, run.grids[site], *qkv, run.rows, "every", run.progress)
             passes.record(call.of("cond"), {k: w for k, w in wishes.items() if site in w[1]}, seen)
-            return chain([_OnRows(m) for m in chosen], call)  # type: ignore[list-item]
+            return chain([OnRows(m) for m in chosen], call)  # type: ignore[list-item]
 
         at = {}
         for site in run.sites:
@@ -277,7 +276,7 @@ class Guide:
                 at[site] = functools.partial(handler, site, chosen)
         run.swap.enter_context(passes.steered(at))
 
-    def _shift(self, run: "_Run", args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    def _shift(self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Add every method's term to every prediction: the pipeline combines them with weights that sum to one."""
         shifters = {n: m for n, m in enumerate(self._active) if m.asks("shift") and m.acts(run.context(n))}
         if not shifters:
@@ -300,7 +299,7 @@ class Guide:
                 y[rows] += d
         return self.family.with_prediction(out, y)
 
-    def _weak(self, run: "_Run", method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _weak(self, run: "Generation", method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The prediction of the conditional rows with the method's attention."""
         rows = self.family.latents(args, kwargs).shape[0]
         own = torch.arange(rows)[run.rows["cond"]]
@@ -308,7 +307,9 @@ class Guide:
 
         def handler(site: Site, *qkv: Any) -> Tensor:
             whole = {"weak": slice(None)}
-            return chain([method], passes.call_at(self.family, site, run.grids[site], *qkv, whole, "weak", run.progress))
+            return chain(
+                [method], passes.call_at(self.family, site, run.grids[site], *qkv, whole, "weak", run.progress)
+            )
 
         at = {site: functools.partial(handler, site) for site in method.where(run.sites)}
         with passes.steered(at):
@@ -335,121 +336,3 @@ class Guide:
         if run.step >= run.steps:
             self._end()
         return latents
-
-
-class _OnRows:
-    """A method of one branch inside a batch of several: the other rows go on as they would."""
-
-    def __init__(self, method: Method) -> None:
-        self.method = method
-
-    def attend(self, call: Call, proceed: Any) -> Tensor:
-        branch = self.method.branch or "every"
-        if branch == "every":
-            return self.method.attend(call, proceed)
-        out = proceed(call)
-        if branch in call.rows:
-            out = out.clone()
-            out[call.rows[branch]] = self.method.attend(call.of(branch), proceed)
-        return out
-
-
-class _Run:
-    """One generation: what is known of its batch, and the step that is open."""
-
-    def __init__(self, guide: Guide, x: Tensor) -> None:
-        self.guide = guide
-        family, pipe = guide.family, guide.pipe
-        self.sites = family.sites(guide.model)
-        for site in self.sites:
-            check_processor(site)
-        self.rows = family.branches(pipe, x.shape[0])
-        self.pictures = len(range(x.shape[0])[self.rows["cond"]])
-        self.size = (x.shape[-2], x.shape[-1])
-        self.grids = {site: family.grid(site, self.size) for site in self.sites}
-        self.channels = family.channels(guide.model, x)
-        self.steps = getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)
-        self.prompts = self._prompts()
-        self.memories: dict[int, dict[str, Any]] = {n: {} for n in range(len(guide._active))}
-        self.step, self.open, self.ended = 0, False, False
-        self.scale, self.sigma = 1.0, 0.0
-        self.delta: Tensor | None = None
-        self.seen: dict[int, Maps] = {}
-        self.swap = contextlib.ExitStack()
-
-    def _prompts(self) -> list[str | None]:
-        """The prompt of each picture: pictures of one prompt follow each other."""
-        given = self.guide._told or self.guide._heard
-        if not given:
-            return [None] * self.pictures
-        if self.pictures % len(given):
-            raise PromptError(f"{len(given)} prompts do not divide a batch of {self.pictures} pictures")
-        return [given[i * len(given) // self.pictures] for i in range(self.pictures)]
-
-    @property
-    def progress(self) -> float:
-        return self.step / max(1, self.steps)
-
-    def context(self, number: int, pictures: list[int] | None = None) -> Context:
-        family, pipe = self.guide.family, self.guide.pipe
-        return Context(
-            prompts=self.prompts,
-            find=lambda b, phrase, occurrence=None: family.columns(pipe, self.prompts[b], phrase, occurrence),
-            content=lambda b: family.content(pipe, self.prompts[b]),
-            step=self.step,
-            steps=self.steps,
-            sigma=self.sigma,
-            sites=self.sites,
-            grids=self.grids,
-            size=self.size,
-            pictures=list(range(self.pictures)) if pictures is None else pictures,
-            memory=self.memories[number],
-        )
-
-    def wishes(self, methods: dict[int, Method]) -> Wishes:
-        """What the methods want to see, and at which sites; a wish that no site can grant is an error."""
-        found: Wishes = {}
-        for number, method in methods.items():
-            for name, watch in method.watch(self.context(number)).items():
-                sites = watch.choose(self.sites, self.grids)
-                if not sites:
-                    raise AttachError(
-                        f"{type(method).__name__} wants {watch.kind}-attention maps in {', '.join(watch.blocks)}: this "
-                        "denoiser has none"
-                    )
-                found[number, name] = (watch, sites)
-        return found
-
-    def open_step(self, x: Tensor, timestep: Any) -> None:
-        self.open, self.delta = True, None
-        self.scale = stepping.input_scale(self.guide.pipe.scheduler, timestep)
-        self.sigma = stepping.noise_level(self.guide.pipe.scheduler, timestep)
-
-    def close_step(self) -> None:
-        self.open, self.delta = False, None
-        self.step += 1
-
-    def moved(self, x: Tensor) -> Tensor:
-        """The denoiser's input with the move in every branch."""
-        assert self.delta is not None
-        x = x.clone()
-        for rows in self.rows.values():
-            x[rows, : self.channels] = (x[rows, : self.channels].float() + self.delta).to(x.dtype)
-        return x
-
-    def restore(self) -> None:
-        self.swap.close()
-
-    def collected(self) -> dict[str, Any]:
-        maps: dict[str, Any] = {}
-        for memory in self.memories.values():
-            maps |= memory.get("maps", {})
-        return maps
-
-
-def capped(g: Tensor, z: Tensor) -> Tensor:
-    """The gradient, each picture's shortened to at most `LARGEST_MOVE` times the norm of its latents."""
-    axes = list(range(1, g.ndim))
-    norm = g.square().sum(axes, keepdim=True).sqrt()
-    limit = LARGEST_MOVE * z.float().square().sum(axes, keepdim=True).sqrt()
-    return g * (limit / norm.clamp_min(1e-12)).clamp_max(1.0)

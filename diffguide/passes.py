@@ -36,7 +36,10 @@ def steered(handlers: dict[Site, Handler]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def differentiable(model: nn.Module) -> Iterator[None]:
-    """Gradients to the inputs alone: on, whatever mode the caller is in, with frozen weights and compiled code left out."""
+    """Gradients to the inputs alone: on, whatever mode the caller is in.
+
+    With frozen weights and compiled code left out.
+    """
     thawed = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
     for p in thawed:
         p.requires_grad_(False)
@@ -66,7 +69,10 @@ def usable(value: Any) -> Any:
 
 
 def evaluate(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """One forward through what offload and caches have put around it, but not through hooks on the model, ours included."""
+    """One forward through what offload and caches have put around it, but not through hooks on the model.
+
+    Ours included.
+    """
     return bare(model).forward(*args, **kwargs)
 
 
@@ -109,7 +115,9 @@ def looking(
             evaluate(model, args, kwargs)
         if pending:
             names = ", ".join(sorted(s.name for s in pending))
-            raise SteeringError(f"no attention passed at {names}: the denoiser skipped it (a cache, or skipped layers?)")
+            raise SteeringError(
+                f"no attention passed at {names}: the denoiser skipped it (a cache, or skipped layers?)"
+            )
         done = True
         yield by_method(seen)
 
@@ -166,4 +174,3 @@ def gradient(total: Tensor, z: Tensor) -> Tensor | None:
         if last:
             return None
         scale /= 2 if scale > 2 else scale
-

@@ -14,7 +14,10 @@ MIB = 2**20
 
 @dataclass
 class StepReport:
-    """One step with a gradient pass: for each pass, each method's loss of each picture; NaN where a picture was done."""
+    """One step with a gradient pass: for each pass, each method's loss of each picture.
+
+    NaN where a picture was done.
+    """
 
     step: int
     losses: list[dict[str, list[float]]] = field(default_factory=list)
@@ -61,7 +64,9 @@ class Report:
         for step in self.steps:
             first, last = step.losses[0], step.losses[-1]
             told = ", ".join(f"{n} {_mean(first[n]):.3f} -> {_mean(last[n]):.3f}" for n in first)
-            lines.append(f"step {step.step}: {len(step.losses)} passes, {told}" + " (gradient not finite)" * step.skipped)
+            lines.append(
+                f"step {step.step}: {len(step.losses)} passes, {told}" + " (gradient not finite)" * step.skipped
+            )
         return "\n".join(lines)
 
 

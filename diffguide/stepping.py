@@ -16,8 +16,8 @@ WRAPPED = ("step", "set_timesteps")
 class Stepper:
     """Wraps `step` and `set_timesteps` of one scheduler instance, and takes the wrapping away again.
 
-    The wrappers are bound methods that go to the class's function, so that a deep copy of the scheduler steps itself; they
-    keep the signature, which pipelines read to find `eta` and `generator`.
+    The wrappers are bound methods that go to the class's function, so that a deep copy of the scheduler steps itself;
+    they keep the signature, which pipelines read to find `eta` and `generator`.
     """
 
     def __init__(
@@ -27,7 +27,10 @@ class Stepper:
         before: Callable[[Tensor], Tensor],
         after: Callable[[Tensor], Tensor],
     ) -> None:
-        """`begin` hears of new timesteps, `before` may change the sample of a step, `after` the sample that comes out."""
+        """`begin` hears of new timesteps, `before` may change the sample of a step.
+
+        `after` the sample that comes out.
+        """
         self.scheduler = scheduler
         self.own = {name: vars(scheduler)[name] for name in WRAPPED if name in vars(scheduler)}
         own = self.own
@@ -90,7 +93,10 @@ def uses_sample(scheduler: Any) -> bool:
 
 
 def input_scale(scheduler: Any, timestep: Any) -> float:
-    """The factor between the pipeline's latents and the model's input: 1 / sqrt(1 + sigma²) for Euler and its kin, else 1."""
+    """The factor between the pipeline's latents and the model's input.
+
+    1 / sqrt(1 + sigma²) for Euler and its kin, else 1.
+    """
     if not hasattr(scheduler, "scale_model_input"):
         return 1.0
     t = timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep

@@ -1,8 +1,9 @@
 """From nothing to the weights of `shapes-unet`: `python -m diffguide zoo train shapes-unet`.
 
-Three stages, each resumed where it stopped: draw the pictures, train the autoencoder, train text encoder and U-Net on
-its latents. Everything a later stage needs lies in the working folder. The learning rate is held, then falls linearly over
-the last part of the run, so that a finished run can be carried on from the checkpoint kept before the fall.
+Four stages, each resumed where it stopped: draw the pictures, train the autoencoder, train text encoder and U-Net on
+its latents, sharpen the decoder. Everything a later stage needs lies in the working folder. The learning rate is
+held, then falls linearly over the last part of the run, so that a finished run can be carried on from the checkpoint
+kept before the fall.
 """
 
 import json
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -49,6 +50,8 @@ class Plan:
     fall: float = 0.25  # the last part of the steps, over which the rate falls to zero
     ema: float = 0.998
     unconditional: float = 0.10  # share of empty captions, for classifier-free guidance
+    decoder_steps: int = 1_000
+    decoder_rate: float = 1e-3
     keep_every: int = 250
     sheet_every: int = 1_000
 
@@ -72,8 +75,8 @@ def train(work: Path, plan: Plan, device: str = "cpu", *, workers: int = 1, unti
     """Run every stage that is not done and write the pipeline to `work / "pipeline"`.
 
     `workers` processes share each batch; on a CPU one of one thread per core is faster than one process with as many
-    threads. `until` is a time (seconds since the epoch) at which the run stops at a checkpoint: it then returns None, and
-    the next call carries on.
+    threads. `until` is a time (seconds since the epoch) at which the run stops at a checkpoint: it then returns None,
+    and the next call carries on.
     """
     work.mkdir(parents=True, exist_ok=True)
     (work / "plan.json").write_text(json.dumps(asdict(plan), indent=1))
@@ -100,7 +103,9 @@ def _work(rank: int, workers: int, port: int, work: Path, plan: Plan, device: st
     drawn = pictures(work, plan.seed, plan.pictures)
     vae = train_vae(work, plan, drawn, device, until)
     if vae is not None:
-        train_unet(work, plan, vae, encode(work, vae, drawn, device), device, until)
+        latents = encode(work, vae, drawn, device)
+        if train_unet(work, plan, vae, latents, device, until):
+            train_decoder(work, plan, drawn, latents, device, until)
     if workers > 1:
         dist.destroy_process_group()
 
@@ -108,9 +113,9 @@ def _work(rank: int, workers: int, port: int, work: Path, plan: Plan, device: st
 def train_vae(work: Path, plan: Plan, drawn: np.ndarray, device: str, until: float) -> AutoencoderKL | None:
     """A deterministic autoencoder, its latents standardised at the end.
 
-    A Kullback-Leibler term, however light, left latent channels as noise that the decoder never learned to read, and with
-    them some of the hues; a little noise on the latents is enough to keep the decoder smooth. Crops grow from a quarter of
-    the side to all of it: small ones hold more edges and colours a pixel.
+    A Kullback-Leibler term, however light, left latent channels as noise that the decoder never learned to read, and
+    with them some of the hues; a little noise on the latents is enough to keep the decoder smooth. Crops grow from a
+    quarter of the side to all of it: small ones hold more edges and colours a pixel.
     """
     torch.manual_seed(plan.seed)
     vae = build_vae().to(device)
@@ -162,10 +167,13 @@ def encode(work: Path, vae: AutoencoderKL, drawn: np.ndarray, device: str) -> to
     return torch.cat([torch.load(path, weights_only=True) for path in paths.values()])
 
 
-def train_unet(
-    work: Path, plan: Plan, vae: AutoencoderKL, latents: torch.Tensor, device: str, until: float
-) -> None:
-    """Text encoder and U-Net on velocity prediction, with captions drawn anew each time a picture comes by."""
+def train_unet(work: Path, plan: Plan, vae: AutoencoderKL, latents: torch.Tensor, device: str, until: float) -> bool:
+    """Text encoder and U-Net on velocity prediction, with captions drawn anew each time a picture comes by.
+
+    Returns whether they are finished; their averaged weights are then in `work / "denoiser"`, a pipeline.
+    """
+    if (work / "denoiser").exists():
+        return True
     torch.manual_seed(plan.seed)
     tokenizer = build_tokenizer()
     text, unet = build_text_encoder(tokenizer).to(device), build_unet().to(device, memory_format=torch.channels_last)
@@ -177,7 +185,9 @@ def train_unet(
     optimizer = torch.optim.AdamW(weights, lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-2)
     average = EMAModel(weights, decay=plan.ema, use_ema_warmup=True, power=0.8)
     alphas = build_scheduler().alphas_cumprod.to(device)
-    run = Run(work / "unet.pt", work / "unet.jsonl", {"text": text, "unet": unet, "optimizer": optimizer, "ema": average})
+    run = Run(
+        work / "unet.pt", work / "unet.jsonl", {"text": text, "unet": unet, "optimizer": optimizer, "ema": average}
+    )
     fall = round(plan.steps * (1 - plan.fall))
     for step in run.steps(plan.steps, plan.keep_every, until, "U-Net", milestone=fall):
         set_rate(optimizer, plan.rate * min(1, (step + 1) / plan.warmup, (plan.steps - step) / (plan.steps - fall)))
@@ -205,11 +215,45 @@ def train_unet(
             average.restore(weights)
             unet.train(), text.train()
     if run.stopped:
-        return
+        return False
     average.copy_to(weights)
     unet.set_default_attn_processor()
     if leads():
-        assemble(vae, text, tokenizer, unet).save_pretrained(work / "pipeline")
+        assemble(vae, text, tokenizer, unet).save_pretrained(work / "denoiser.part")
+        (work / "denoiser.part").rename(work / "denoiser")
+    wait()
+    return True
+
+
+def train_decoder(work: Path, plan: Plan, drawn: np.ndarray, latents: torch.Tensor, device: str, until: float) -> None:
+    """The decoder once more, on the latents as they are: the U-Net's are kept, small shapes become sharper.
+
+    Afterwards the whole pipeline is in `work / "pipeline"`.
+    """
+    torch.manual_seed(plan.seed)
+    vae = AutoencoderKL.from_pretrained(work / "vae").to(device)
+    weights = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
+    optimizer = torch.optim.AdamW(weights, lr=plan.decoder_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    run = Run(work / "decoder.pt", work / "decoder.jsonl", {"vae": vae, "optimizer": optimizer})
+    opponent = torch.tensor(OPPONENT, device=device)
+    for step in run.steps(plan.decoder_steps, plan.keep_every, until, "decoder"):
+        set_rate(
+            optimizer,
+            plan.decoder_rate * min(1, step / 20) * (0.5 + 0.5 * math.cos(math.pi * step / plan.decoder_steps)),
+        )
+        rng = random.Random(plan.seed * 1_000_003 + step)
+        chosen = mine(rng.sample(range(len(latents)), plan.vae_batch))
+        x, z = to_model(drawn[chosen], device), latents[chosen].float().to(device)
+        noise = torch.randn(z.shape, generator=torch.Generator().manual_seed(step)).to(device)
+        with autocast(device):
+            y = vae.decode(z + 0.03 * noise).sample
+        off = torch.einsum("ij,bjhw->bihw", opponent, y.float() - x)
+        descend(optimizer, off.abs().mean() + off.square().mean())
+        run.log(step, absolute=(y.float() - x).abs().mean().item())
+    if not run.stopped and leads():
+        pipe = StableDiffusionPipeline.from_pretrained(work / "denoiser", vae=vae.eval())
+        pipe.save_pretrained(work / "pipeline.part")
+        (work / "pipeline.part").rename(work / "pipeline")
 
 
 class Run:
@@ -244,7 +288,10 @@ class Run:
 
     def keep(self, path: Path, step: int) -> None:
         if leads():
-            save({name: part.state_dict() for name, part in self.parts.items()} | {"step": step, "seconds": self.spent}, path)
+            save(
+                {name: part.state_dict() for name, part in self.parts.items()} | {"step": step, "seconds": self.spent},
+                path,
+            )
 
     def log(self, step: int, **values: float) -> None:
         if leads() and step % 10 == 0:

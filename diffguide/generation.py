@@ -1,0 +1,146 @@
+"""One generation under a guide: what is known of its batch, and the step that is open."""
+
+import contextlib
+from typing import Any
+
+from torch import Tensor
+
+from diffguide import stepping
+from diffguide.errors import AttachError, PromptError
+from diffguide.family import Family
+from diffguide.maps import Maps
+from diffguide.method import Context, Method
+from diffguide.passes import Wishes
+from diffguide.processors.steered import check_processor
+from diffguide.site import Call
+
+LARGEST_MOVE = 1.0  # of the latents' norm, in one pass
+
+
+class Generation:
+    """The batch of one pipeline call and its open step.
+
+    Args:
+        pipe: the pipeline.
+        family: of its denoiser.
+        model: the denoiser as the pipeline holds it.
+        methods: how many methods will keep a memory.
+        given: the prompts, if they are known.
+        x: the latents of the first denoiser call [rows, C, h, w].
+
+    Raises:
+        SteeringError, AttachError: a processor cannot be steered.
+        PromptError: the prompts do not divide the batch.
+    """
+
+    def __init__(self, pipe: Any, family: Family, model: Any, methods: int, given: list[str] | None, x: Tensor) -> None:
+        self.pipe, self.family = pipe, family
+        self.sites = family.sites(model)
+        for site in self.sites:
+            check_processor(site)
+        self.rows = family.branches(pipe, x.shape[0])
+        self.pictures = len(range(x.shape[0])[self.rows["cond"]])
+        self.size = (x.shape[-2], x.shape[-1])
+        self.grids = {site: family.grid(site, self.size) for site in self.sites}
+        self.channels = family.channels(model, x)
+        self.steps = getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)
+        self.prompts = self._prompts(given)
+        self.memories: dict[int, dict[str, Any]] = {n: {} for n in range(methods)}
+        self.step, self.open, self.ended = 0, False, False
+        self.scale, self.sigma = 1.0, 0.0
+        self.delta: Tensor | None = None
+        self.seen: dict[int, Maps] = {}
+        self.swap = contextlib.ExitStack()
+
+    def _prompts(self, given: list[str] | None) -> list[str | None]:
+        """The prompt of each picture: pictures of one prompt follow each other."""
+        if not given:
+            return [None] * self.pictures
+        if self.pictures % len(given):
+            raise PromptError(f"{len(given)} prompts do not divide a batch of {self.pictures} pictures")
+        return [given[i * len(given) // self.pictures] for i in range(self.pictures)]
+
+    @property
+    def progress(self) -> float:
+        return self.step / max(1, self.steps)
+
+    def context(self, number: int, pictures: list[int] | None = None) -> Context:
+        family, pipe = self.family, self.pipe
+        return Context(
+            prompts=self.prompts,
+            find=lambda b, phrase, occurrence=None: family.columns(pipe, self.prompts[b], phrase, occurrence),
+            content=lambda b: family.content(pipe, self.prompts[b]),
+            step=self.step,
+            steps=self.steps,
+            sigma=self.sigma,
+            sites=self.sites,
+            grids=self.grids,
+            size=self.size,
+            pictures=list(range(self.pictures)) if pictures is None else pictures,
+            memory=self.memories[number],
+        )
+
+    def wishes(self, methods: dict[int, Method]) -> Wishes:
+        """What the methods want to see, and at which sites; a wish that no site can grant is an error."""
+        found: Wishes = {}
+        for number, method in methods.items():
+            for name, watch in method.watch(self.context(number)).items():
+                sites = watch.choose(self.sites, self.grids)
+                if not sites:
+                    raise AttachError(
+                        f"{type(method).__name__} wants {watch.kind}-attention maps in {', '.join(watch.blocks)}: this "
+                        "denoiser has none"
+                    )
+                found[number, name] = (watch, sites)
+        return found
+
+    def open_step(self, x: Tensor, timestep: Any) -> None:
+        self.open, self.delta = True, None
+        self.scale = stepping.input_scale(self.pipe.scheduler, timestep)
+        self.sigma = stepping.noise_level(self.pipe.scheduler, timestep)
+
+    def close_step(self) -> None:
+        self.open, self.delta = False, None
+        self.step += 1
+
+    def moved(self, x: Tensor) -> Tensor:
+        """The denoiser's input with the move in every branch."""
+        assert self.delta is not None
+        x = x.clone()
+        for rows in self.rows.values():
+            x[rows, : self.channels] = (x[rows, : self.channels].float() + self.delta).to(x.dtype)
+        return x
+
+    def restore(self) -> None:
+        self.swap.close()
+
+    def collected(self) -> dict[str, Any]:
+        maps: dict[str, Any] = {}
+        for memory in self.memories.values():
+            maps |= memory.get("maps", {})
+        return maps
+
+
+class OnRows:
+    """A method of one branch inside a batch of several: the other rows go on as they would."""
+
+    def __init__(self, method: Method) -> None:
+        self.method = method
+
+    def attend(self, call: Call, proceed: Any) -> Tensor:
+        branch = self.method.branch or "every"
+        if branch == "every":
+            return self.method.attend(call, proceed)
+        out = proceed(call)
+        if branch in call.rows:
+            out = out.clone()
+            out[call.rows[branch]] = self.method.attend(call.of(branch), proceed)
+        return out
+
+
+def capped(g: Tensor, z: Tensor) -> Tensor:
+    """The gradient, each picture's shortened to at most `LARGEST_MOVE` times the norm of its latents."""
+    axes = list(range(1, g.ndim))
+    norm = g.square().sum(axes, keepdim=True).sqrt()
+    limit = LARGEST_MOVE * z.float().square().sum(axes, keepdim=True).sqrt()
+    return g * (limit / norm.clamp_min(1e-12)).clamp_max(1.0)

@@ -1,0 +1,168 @@
+"""From a finished training run to the folder that is shipped: fp16 weights, pictures of the run, a model card."""
+
+import json
+import platform
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image, ImageDraw
+
+from diffguide.zoo.evaluate import GUIDANCE, STEPS, Scores, evaluate
+from diffguide.zoo.train import sample_sheet
+
+CARD = """---
+license: apache-2.0
+library_name: diffusers
+---
+# {name}
+
+A latent diffusion model of the embedded world: up to four coloured shapes on a plain ground, 128x128 pixels. It is
+small enough to ship and to run on a CPU, and it fails like big models do: things missing, merged, doubled or of the
+wrong colour. It is here to measure attention steering, not to draw for you.
+
+```python
+from diffusers import StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained("{name}")   # the folder this file is in
+pipe("a red circle and a blue square on a white background", num_inference_steps={steps}, guidance_scale={guidance:g})
+```
+
+![samples](samples.png)
+
+## What it is made of
+A `StableDiffusionPipeline`: `AutoencoderKL` of factor 8 with 4 latent channels; `CLIPTokenizer` of the grammar;
+`CLIPTextModel` of 3 layers x 128; `UNet2DConditionModel` of widths 96 and 160 with self- and cross-attention at 16x16
+(3 heads) and 8x8 (5 heads); velocity prediction on Stable Diffusion's noise schedule. Weights in fp16: {sizes}.
+
+## Data
+{plan[pictures]:,} pictures drawn by `diffguide.zoo.world` from seed {plan[seed]}, captions drawn anew at each use, one
+in ten empty. One in sixteen of the combinations of two or more kinds is held out; benchmarks use those.
+
+## Training
+`diffguide zoo train {name}`: seed {plan[seed]}, batch {plan[batch]}, AdamW at {plan[rate]:g}, linear fall over the
+last {plan[fall]:.0%} of the steps, average of weights at {plan[ema]:g}, bfloat16 autocast. Run on {processor}, two
+processes of one thread each, beside other work:
+
+| stage | steps | minutes |
+|---|---|---|
+{times}
+
+![loss](loss.png)
+
+## Scores
+Read by the detector, which knows nothing of the prompt. {scores.pictures} prompts for each row, all kinds different, no
+style, {steps} DDIM steps, guidance {guidance:g}, full captions of fresh scenes.
+
+| things in the prompt | all right | each right | extra things a picture |
+|---|---|---|---|
+{found}
+
+On {scores.scenes} rendered scenes of the whole world (styles named) the detector finds {scores.truth_found:.1%} of the
+things and {scores.truth_extra:.1%} that are not there; after the autoencoder {scores.reconstruction_found:.1%} and
+{scores.reconstruction_extra:.1%}.
+
+## Known failures
+Small stars and hearts lose their points in the autoencoder. At night hues are weak. Of several things one is often
+missing, or two are joined. Sizes and relations are followed loosely. Words outside the grammar mean nothing to it.
+
+## Licence
+Apache-2.0, like the code that drew the data and trained it.
+"""
+STAGES = {"vae": "autoencoder", "unet": "text encoder and U-Net", "decoder": "decoder"}
+
+
+def export(work: Path, folder: Path | None = None, *, pictures: int = 100, device: str = "cpu") -> Scores:
+    """Write the pipeline of a training folder, in fp16 safetensors, and its card; returns its scores.
+
+    `folder` is `work / "shapes-unet"` if not given.
+    """
+    folder = folder or work / "shapes-unet"
+    pipe = StableDiffusionPipeline.from_pretrained(work / "pipeline").to(device)
+    part = folder.with_name(folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    pipe.to(torch.float16).save_pretrained(part)
+    # what is scored is what is shipped: the rounded weights, in float32 arithmetic
+    pipe = StableDiffusionPipeline.from_pretrained(part, torch_dtype=torch.float32).to(device)
+    scores = evaluate(pipe, pictures=pictures)
+    sample_sheet(pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet).save(part / "samples.png", optimize=True)
+    logs = {stage: _log(work / f"{stage}.jsonl") for stage in STAGES}
+    curve([(row["step"], row["loss"]) for row in logs["unet"]]).save(part / "loss.png", optimize=True)
+    (part / "scores.json").write_text(json.dumps(scores.to_dict(), indent=1) + "\n")
+    weights = {p.parent.name: p.stat().st_size / 2**20 for p in sorted(part.glob("*/*.safetensors"))}
+    plan = json.loads((work / "plan.json").read_text())
+    (part / "README.md").write_text(card(folder.name, plan, logs, scores, weights))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+    return scores
+
+
+def _log(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def curve(points: list[tuple[int, float]], size: tuple[int, int] = (640, 300)) -> Image.Image:
+    """A loss curve: single steps in grey, their running mean in blue, both axes named."""
+    width, height = size
+    left, bottom, top, right = 48, 28, 12, 12
+    picture = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(picture)
+    steps, losses = zip(*points, strict=True)
+    high, last = min(1.0, max(losses)), max(steps[-1], 1)
+
+    def at(step: float, loss: float) -> tuple[float, float]:
+        x = left + (width - left - right) * step / last
+        return x, top + (height - top - bottom) * (1 - min(loss, high) / high)
+
+    for k in range(5):
+        value = high * k / 4
+        y = at(0, value)[1]
+        draw.line([(left, y), (width - right, y)], fill=(225, 225, 225))
+        draw.text((6, y - 6), f"{value:.2f}", fill="black")
+        step = last * k // 4
+        draw.text((at(step, 0)[0] - 12, height - bottom + 8), str(step), fill="black")
+    draw.line([at(s, v) for s, v in points], fill=(190, 190, 190))
+    mean, smooth = losses[0], []
+    for s, v in points:
+        mean += (v - mean) * 0.1
+        smooth.append(at(s, mean))
+    draw.line(smooth, fill=(45, 80, 220), width=2)
+    draw.text((left + 6, top), "velocity loss by step", fill="black")
+    return picture
+
+
+def card(
+    name: str, plan: dict[str, Any], logs: dict[str, list[dict[str, Any]]], scores: Scores, weights: dict[str, float]
+) -> str:
+    """The model card, every figure from the run or from its scores."""
+    times = "\n".join(
+        f"| {STAGES[stage]} | {rows[-1]['step'] + 1} | {rows[-1]['seconds'] / 60:.0f} |"
+        for stage, rows in logs.items()
+        if rows
+    )
+    found = "\n".join(
+        f"| {n} | {scores.complete[n]:.0%} | {scores.present[n]:.0%} | {scores.extra[n]:.2f} |"
+        for n in sorted(scores.complete)
+    )
+    sizes = ", ".join(f"{part} {size:.1f} MiB" for part, size in weights.items())
+    return CARD.format(
+        name=name,
+        steps=STEPS,
+        guidance=GUIDANCE,
+        sizes=sizes,
+        times=times,
+        found=found,
+        processor=_processor(),
+        plan=plan,
+        scores=scores,
+    )
+
+
+def _processor() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
+        if line.startswith("model name"):
+            return f"{line.split(':')[1].strip()} ({torch.get_num_threads()} threads)"
+    return platform.processor() or platform.machine()
