@@ -161,7 +161,8 @@ class Guide:
         if self._run is not None and not self._run.ended:
             self._run.ended = True
             self._run.restore()
-            self.report.stop()
+            if self._run.step < self._run.steps:
+                self.report.stop()
 
     def _before(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the pipeline's own denoiser call: move the latents, put observers in place."""
@@ -334,5 +335,5 @@ class Guide:
                 latents = method.edit(latents, run.context(number))
         run.close_step()
         if run.step >= run.steps:
-            self._end()
+            self.report.stop()
         return latents

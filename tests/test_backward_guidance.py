@@ -33,7 +33,9 @@ def half(inside: float, outside: float) -> torch.Tensor:
     return P.flatten(1)[..., None]
 
 
-@pytest.mark.parametrize(("inside", "outside", "E"), [(1.0, 0.0, 0.0), (0.0, 1.0, 1.0), (0.5, 0.5, 0.25), (0.0, 0.0, 1.0)])
+@pytest.mark.parametrize(
+    ("inside", "outside", "E"), [(1.0, 0.0, 0.0), (0.0, 1.0, 1.0), (0.5, 0.5, 0.25), (0.0, 0.0, 1.0)]
+)
 def test_known_values(inside: float, outside: float, E: float) -> None:
     assert loss(half(inside, outside)) == pytest.approx(30 * E)
 
@@ -47,7 +49,9 @@ def test_the_loss_is_the_equation(seed: int, h: int, w: int, heads: int, tokens:
     wanted = []
     for region in layout.regions:
         M = cells_inside(region, (h, w)).numpy().ravel()
-        E = np.mean([[(1 - (P[n, :, t] * M).sum() / P[n, :, t].sum()) ** 2 for t in range(tokens)] for n in range(heads)])
+        E = np.mean(
+            [[(1 - (P[n, :, t] * M).sum() / P[n, :, t].sum()) ** 2 for t in range(tokens)] for n in range(heads)]
+        )
         wanted.append(region.weight * E)
     ours = loss(torch.from_numpy(P), layout, (h, w), tuple(range(tokens)))
     assert ours == pytest.approx(30 * np.mean(wanted), rel=1e-6)

@@ -142,7 +142,9 @@ def test_alignment_by_the_identity_or_of_a_constant_changes_nothing() -> None:
     assert float(aligned.loss(maps(c, torch.eye(256)), context)) == pytest.approx(wanted, rel=1e-5)
     assert float(aligned.loss(maps(c, S), context)) != pytest.approx(wanted, rel=1e-3)
     flat = torch.full((256, 1), 0.3)
-    assert float(aligned.loss(maps(flat, S), context)) == pytest.approx(float(bare.loss(maps(flat, S), context)), rel=1e-4)
+    assert float(aligned.loss(maps(flat, S), context)) == pytest.approx(
+        float(bare.loss(maps(flat, S), context)), rel=1e-4
+    )
 
 
 def test_the_gradient_goes_through_cross_attention_alone() -> None:

@@ -48,7 +48,9 @@ def state(pipe: Any) -> dict[str, Any]:
 
 
 @steering
-def test_neutral_settings_are_bit_identical_to_the_plain_pipeline(method: type[Method], pipe: Any, plain: torch.Tensor) -> None:
+def test_neutral_settings_are_bit_identical_to_the_plain_pipeline(
+    method: type[Method], pipe: Any, plain: torch.Tensor
+) -> None:
     with Guide(pipe, make(method, **method.neutral)) as guide:
         assert torch.equal(tiny.call(pipe), plain)
     assert guide.report.forwards == 0
@@ -85,7 +87,9 @@ def test_nothing_is_left_after_a_run(method: type[Method], pipe: Any, plain: tor
 @every
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("where", ["callback", "denoiser"])
-def test_nothing_is_left_after_an_error(method: type[Method], error: type[BaseException], where: str, plain: torch.Tensor) -> None:
+def test_nothing_is_left_after_an_error(
+    method: type[Method], error: type[BaseException], where: str, plain: torch.Tensor
+) -> None:
     pipe = tiny.sd()
     before = state(pipe)
 
@@ -153,7 +157,9 @@ def test_every_knob_refuses_what_is_outside_its_range(method: type[Method], data
         return
     knob = data.draw(st.sampled_from(knobs))
     assert knob.low is not None and knob.high is not None
-    bad = data.draw(st.one_of(st.floats(max_value=knob.low - 1e-3), st.floats(min_value=knob.high + 1e-3), st.just(float("nan"))))
+    bad = data.draw(
+        st.one_of(st.floats(max_value=knob.low - 1e-3), st.floats(min_value=knob.high + 1e-3), st.just(float("nan")))
+    )
     value: Any = bad
     if knob.type is int and bad == bad:
         value = math.floor(max(bad, -1e9)) if bad < knob.low else math.ceil(min(bad, 1e9))

@@ -99,8 +99,10 @@ class Halve(Method):
 
 def scheduler(cls: Any) -> Any:
     options = {"clip_sample": False} if cls in (DDIMScheduler, DDPMScheduler) else {}
-    return cls(**tiny.NOISE, **options) if "steps_offset" in inspect.signature(cls).parameters else cls(
-        **{k: v for k, v in tiny.NOISE.items() if k != "steps_offset"}, **options
+    return (
+        cls(**tiny.NOISE, **options)
+        if "steps_offset" in inspect.signature(cls).parameters
+        else cls(**{k: v for k, v in tiny.NOISE.items() if k != "steps_offset"}, **options)
     )
 
 
@@ -164,9 +166,7 @@ def test_unipc_keeps_a_move(flow: bool) -> None:
         sched.set_timesteps(8)
         rng = torch.Generator().manual_seed(0)
         step = {"now": 0}
-        wrap = stepping.Stepper(
-            sched, lambda: None, lambda z: z + 1.0 if step["now"] == move_at else z, lambda z: z
-        )
+        wrap = stepping.Stepper(sched, lambda: None, lambda z: z + 1.0 if step["now"] == move_at else z, lambda z: z)
         z, out = torch.randn(1, 4, 4, 4, generator=rng), []
         for step["now"], t in enumerate(sched.timesteps):
             z = sched.step(torch.randn(z.shape, generator=rng), t, z).prev_sample
@@ -225,7 +225,9 @@ def test_add_to_all_equals_add_after_combine(make_pipe: Any, guidance: float, mo
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_pag_is_the_pag_pipeline_of_diffusers(rescale: float) -> None:
     pipe = tiny.sd()
-    peer = StableDiffusionPAGPipeline(**{n: c for n, c in pipe.components.items()}, requires_safety_checker=False, pag_applied_layers="mid")
+    peer = StableDiffusionPAGPipeline(
+        **{n: c for n, c in pipe.components.items()}, requires_safety_checker=False, pag_applied_layers="mid"
+    )
     peer.set_progress_bar_config(disable=True)
     theirs = tiny.call(peer, pag_scale=3.0, guidance_rescale=rescale)
     with Guide(pipe, PAG(scale=3.0)):
@@ -238,7 +240,10 @@ def test_pag_is_the_pag_pipeline_of_diffusers(rescale: float) -> None:
 def test_moves_are_the_same_at_the_model_scale_on_ddim_and_euler() -> None:
     """One guided step moves the model's input equally, whether the scheduler scales latents by sigma or not."""
     moved = {}
-    for name, sched in {"ddim": scheduler(DDIMScheduler), "euler": EulerDiscreteScheduler(**tiny.NOISE, timestep_spacing="leading")}.items():
+    for name, sched in {
+        "ddim": scheduler(DDIMScheduler),
+        "euler": EulerDiscreteScheduler(**tiny.NOISE, timestep_spacing="leading"),
+    }.items():
         pipe = tiny.sd(sched)
         inputs: list[Tensor] = []
         noise = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -381,7 +386,9 @@ def test_inpainting(channels: int) -> None:
 
 def test_controlnet() -> None:
     pipe = tiny.sd()
-    pipe = StableDiffusionControlNetPipeline(**pipe.components, controlnet=tiny.controlnet(), requires_safety_checker=False)
+    pipe = StableDiffusionControlNetPipeline(
+        **pipe.components, controlnet=tiny.controlnet(), requires_safety_checker=False
+    )
     pipe.set_progress_bar_config(disable=True)
     with torch.no_grad():
         for p in pipe.controlnet.parameters():
@@ -455,7 +462,12 @@ def test_attaching_twice() -> None:
     ("spoil", "fix"),
     [
         (lambda pipe: pipe.enable_attention_slicing(), "disable_attention_slicing"),
-        (lambda pipe: pipe.unet.set_attn_processor(__import__("diffusers").models.attention_processor.AttnProcessor()), "set_default_attn_processor"),
+        (
+            lambda pipe: pipe.unet.set_attn_processor(
+                __import__("diffusers").models.attention_processor.AttnProcessor()
+            ),
+            "set_default_attn_processor",
+        ),
     ],
 )
 def test_processors_that_hide_their_attention_are_refused(spoil: Any, fix: str) -> None:
@@ -469,7 +481,14 @@ def test_processors_that_hide_their_attention_are_refused(spoil: Any, fix: str) 
 
 def test_a_processor_that_makes_no_attention_call_is_an_error() -> None:
     class Silent:
-        def __call__(self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Any = None, attention_mask: Any = None, temb: Any = None) -> Tensor:
+        def __call__(
+            self,
+            attn: Any,
+            hidden_states: Tensor,
+            encoder_hidden_states: Any = None,
+            attention_mask: Any = None,
+            temb: Any = None,
+        ) -> Tensor:
             return hidden_states
 
     pipe = tiny.sd()
