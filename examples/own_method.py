@@ -1,4 +1,4 @@
-"""A method in a few lines: sharpen or soften what image tokens attend to, by one knob. No list to edit, no model to ask for."""
+"""A method in a few lines: what image tokens attend to, sharpened or softened by one knob. No list to edit."""
 
 from dataclasses import dataclass, replace
 
@@ -18,7 +18,7 @@ class Temperature(dg.Method):
 
     branch = "cond"
     kinds = ("self",)
-    neutral = {"tau": 1.0}
+    neutral = {"tau": 1.0}  # noqa: RUF012
 
     def attend(self, call, proceed):
         return proceed(replace(call, q=call.q / self.tau))
