@@ -316,6 +316,19 @@ def test_compiled_denoisers(how: str) -> None:
         assert guide.report.backwards > 0
 
 
+def test_maps_are_read_inside_compiled_blocks() -> None:
+    pipe = tiny.sd()
+    with Guide(pipe, CaptureMaps(words=("circle",))) as guide:
+        wanted, maps = tiny.call(pipe), guide.maps["circle"]
+    torch._dynamo.reset()
+    for module in pipe.unet.modules():
+        if type(module).__name__ == "BasicTransformerBlock":
+            module.compile(backend="eager", fullgraph=True)
+    with Guide(pipe, CaptureMaps(words=("circle",))) as guide:
+        assert (tiny.call(pipe) - wanted).abs().max() < 1e-5
+    assert abs(guide.maps["circle"] - maps).max() < 1e-6
+
+
 def test_half_precision_moves_latents() -> None:
     """bfloat16 here: float16 convolutions do not run on every CPU."""
     pipe = tiny.sd().to(torch.bfloat16)
