@@ -130,11 +130,11 @@ def prepared(method: Bacon, columns: tuple[int, ...] = (1,)) -> Context:
 
 
 def maps(c: Tensor, S: Tensor) -> Maps:
-    return Maps({"cross": [Seen(SITES["cross"], G, c[None])], "self": [Seen(SITES["self"], G, S[None])]})
+    return Maps({"cross 16": [Seen(SITES["cross"], G, c[None])], "self 16": [Seen(SITES["self"], G, S[None])]})
 
 
 def test_alignment_by_the_identity_or_of_a_constant_changes_nothing() -> None:
-    aligned, bare = Bacon(Layout(Region("x", box=TWO[0]))), Bacon(Layout(Region("x", box=TWO[0])), align=False)
+    aligned, bare = Bacon(Layout(Region("x", box=TWO[0])), sides=(16,)), Bacon(Layout(Region("x", box=TWO[0])), align=0.0, sides=(16,))
     rng = torch.Generator().manual_seed(0)
     c, S = torch.rand(256, 1, generator=rng), torch.rand(256, 256, generator=rng).softmax(-1)
     context = prepared(aligned)
@@ -148,7 +148,7 @@ def test_alignment_by_the_identity_or_of_a_constant_changes_nothing() -> None:
 
 
 def test_the_gradient_goes_through_cross_attention_alone() -> None:
-    method = Bacon(Layout(Region("x", box=TWO[0])))
+    method = Bacon(Layout(Region("x", box=TWO[0])), sides=(16,))
     rng = torch.Generator().manual_seed(0)
     c = torch.rand(256, 1, generator=rng, requires_grad=True)
     S = torch.rand(256, 256, generator=rng).softmax(-1).requires_grad_()
@@ -159,13 +159,13 @@ def test_the_gradient_goes_through_cross_attention_alone() -> None:
 
 def test_descending_brings_attention_into_the_boxes() -> None:
     """200 steps of size 30 on the logits of two words."""
-    method = Bacon(Layout(Region("x", boxes=TWO)), align=False)
+    method = Bacon(Layout(Region("x", boxes=TWO)), align=0.0, sides=(16,))
     context, M = prepared(method), instances(TWO, G).amax(0).flatten()
     logits = torch.randn(256, 2, generator=torch.Generator().manual_seed(0))
     for _ in range(200):
         logits = logits.detach().requires_grad_()
         a = logits.softmax(-1)
-        value = method.loss(Maps({"cross": [Seen(SITES["cross"], G, a[None, :, 1:])]}), context).sum()
+        value = method.loss(Maps({"cross 16": [Seen(SITES["cross"], G, a[None, :, 1:])]}), context).sum()
         logits = logits - 30 * torch.autograd.grad(value, logits)[0]
     a = logits.detach().softmax(-1)[:, 1]
     assert float((a * M).sum() / a.sum()) > 0.85 and value.item() < 0.1

@@ -24,22 +24,24 @@ EPS = 1e-6
 class Bacon(Method):
     r"""Objects of the right place, size and number by constraints on attention at the boundary of boxes (reconstructed).
 
-    For each object, $a = S c$ is its cross-attention map $c$ spread by self-attention $S$, and
+    For each object, $a = (1 - \lambda) c + \lambda S c$ is its cross-attention map $c$ spread by self-attention $S$, and
     $\mathcal L = w_{reg} L_{reg} + w_{out} L_{out} + w_{in} L_{in}$: all of $a$ in the boxes with a peak in each; nothing just outside a
     box, nor where two boxes of one phrase meet; something at each of its four sides.
     """
 
     layout: Layout | Sequence[Layout]
-    scale: float = param(30.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
+    scale: float = param(100.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
     first_iterations: int = param(10, "most moves in the first step", low=1, high=100)
     iterations: int = param(5, "most moves in a later step", low=1, high=100)
     threshold: float = param(0.2, "loss below which a picture is left alone", low=0.0, high=10.0)
     region: float = param(1.0, "weight of L_reg, place and number", low=0.0, high=10.0)
     outer: float = param(1.0, "weight of L_out, no leak over the edge", low=0.0, high=10.0)
     inner: float = param(0.5, "weight of L_in, size", low=0.0, high=10.0)
-    align: bool = param(True, "spread cross-attention by self-attention")
-    boundary: str = param("rings", "outer and inner loss by rings, or by row and column profiles", choices=("rings", "marginal"))
-    side: int = param(16, "grid of the maps: the nearest the model has, in tokens", low=4, high=64)
+    align: float = param(0.3, "spread of cross-attention by self-attention: 0 not at all, 1 wholly", low=0.0, high=1.0)
+    boundary: str = param(
+        "rings", "outer and inner loss by rings, or by row and column profiles", choices=("rings", "marginal")
+    )
+    sides: tuple[int, ...] = param((8, 16), "grids of the maps: the nearest the model has, in tokens", low=4, high=64)
     window: Window = param((0.0, 0.2), "part of the run in which latents move", low=0.0, high=1.0, kw_only=True)
 
     neutral = {"scale": 0.0}
@@ -50,22 +52,27 @@ class Bacon(Method):
         context.memory["columns"] = union(targets)
 
     def watch(self, context: Context) -> dict[str, Watch]:
-        wishes = {"cross": Watch("cross", (self.side,), context.memory.get("columns"))}
+        columns = context.memory.get("columns")
+        wishes = {f"cross {side}": Watch("cross", (side,), columns) for side in self.sides}
         if self.align:
-            wishes["self"] = Watch("self", (self.side,))
+            wishes |= {f"self {side}": Watch("self", (side,)) for side in self.sides}
         return wishes
 
     def loss(self, maps: Maps, context: Context) -> Tensor:  # -> [B]
-        C, grid = maps.mean("cross")  # [B, N, K]
-        S = maps.mean("self")[0].detach() if self.align else None  # [B, N, N]; not a way for the gradient
-        shrink = max(1, round((grid[0] * grid[1]) ** 0.5 / self.side))
+        return torch.stack([self.at(side, maps, context) for side in self.sides]).mean(0)
+
+    def at(self, side: int, maps: Maps, context: Context) -> Tensor:
+        """The loss [B] on one grid."""
+        C, grid = maps.mean(f"cross {side}")  # [B, N, K]
+        S = maps.mean(f"self {side}")[0].detach() if self.align else None  # [B, N, N]; no way for the gradient
+        shrink = max(1, round((grid[0] * grid[1]) ** 0.5 / side))
         small = (max(1, grid[0] // shrink), max(1, grid[1] // shrink))
         losses = []
         for row, b in enumerate(context.pictures):
             terms = []
             for target in context.memory["targets"][b]:
                 c = pick(C[row], target.columns, context.memory["columns"])
-                a = c if S is None else S[row] @ c
+                a = c if S is None else torch.lerp(c, S[row] @ c, self.align)
                 a = resize(a[None, :, None], grid, small)[0, :, 0].unflatten(0, small)
                 M = instances(target.region.instances, small).to(a.device)
                 terms.append(target.region.weight * self.of_object(a, M))
@@ -143,9 +150,19 @@ def inner_loss(a: Tensor, M: Tensor) -> Tensor:
         peak = (a * M[k]).amax().detach() + EPS
         sides = {
             "top": (slice(top, top + w), slice(left, right), slice(max(0, top - w), top), slice(left, right)),
-            "bottom": (slice(max(top, bottom - w), bottom), slice(left, right), slice(bottom, bottom + w), slice(left, right)),
+            "bottom": (
+                slice(max(top, bottom - w), bottom),
+                slice(left, right),
+                slice(bottom, bottom + w),
+                slice(left, right),
+            ),
             "left": (slice(top, bottom), slice(left, left + w), slice(top, bottom), slice(max(0, left - w), left)),
-            "right": (slice(top, bottom), slice(max(left, right - w), right), slice(top, bottom), slice(right, right + w)),
+            "right": (
+                slice(top, bottom),
+                slice(max(left, right - w), right),
+                slice(top, bottom),
+                slice(right, right + w),
+            ),
         }
         for inside_y, inside_x, outside_y, outside_x in sides.values():
             if siblings[outside_y, outside_x].any():

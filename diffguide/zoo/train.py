@@ -71,28 +71,39 @@ SHEET = (
 )
 
 
-def train(work: Path, plan: Plan, device: str = "cpu", *, workers: int = 1, until: float = math.inf) -> Path | None:
+def train(
+    work: Path,
+    plan: Plan,
+    device: str = "cpu",
+    *,
+    workers: int = 1,
+    until: float = math.inf,
+    start: Path | None = None,
+) -> Path | None:
     """Run every stage that is not done and write the pipeline to `work / "pipeline"`.
 
     `workers` processes share each batch; on a CPU one of one thread per core is faster than one process with as many
     threads. `until` is a time (seconds since the epoch) at which the run stops at a checkpoint: it then returns None,
-    and the next call carries on.
+    and the next call carries on. `start` is the folder of a trained pipeline: a new run begins with its weights, and
+    keeps its autoencoder.
     """
     work.mkdir(parents=True, exist_ok=True)
     (work / "plan.json").write_text(json.dumps(asdict(plan), indent=1))
     pictures(work, plan.seed, plan.pictures)
     if workers == 1:
-        _work(0, 1, 0, work, plan, device, until)
+        _work(0, 1, 0, work, plan, device, until, start)
     else:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        torch.multiprocessing.spawn(_work, (workers, port, work, plan, device, until), nprocs=workers)
+        torch.multiprocessing.spawn(_work, (workers, port, work, plan, device, until, start), nprocs=workers)
     pipeline = work / "pipeline"
     return pipeline if pipeline.exists() else None
 
 
-def _work(rank: int, workers: int, port: int, work: Path, plan: Plan, device: str, until: float) -> None:
+def _work(
+    rank: int, workers: int, port: int, work: Path, plan: Plan, device: str, until: float, start: Path | None
+) -> None:
     """One worker's way through the stages."""
     if workers > 1:
         torch.set_num_threads(1)
@@ -101,10 +112,16 @@ def _work(rank: int, workers: int, port: int, work: Path, plan: Plan, device: st
             device = f"cuda:{rank}"
         dist.init_process_group("nccl" if device.startswith("cuda") else "gloo", rank=rank, world_size=workers)
     drawn = pictures(work, plan.seed, plan.pictures)
-    vae = train_vae(work, plan, drawn, device, until)
+    if start is None or (work / "vae").exists():
+        vae = train_vae(work, plan, drawn, device, until)
+    else:
+        vae = AutoencoderKL.from_pretrained(start / "vae", torch_dtype=torch.float32).to(device)
+        if leads():
+            vae.save_pretrained(work / "vae")
+        wait()
     if vae is not None:
         latents = encode(work, vae, drawn, device)
-        if train_unet(work, plan, vae, latents, device, until):
+        if train_unet(work, plan, vae, latents, device, until, start):
             train_decoder(work, plan, drawn, latents, device, until)
     if workers > 1:
         dist.destroy_process_group()
@@ -167,7 +184,15 @@ def encode(work: Path, vae: AutoencoderKL, drawn: np.ndarray, device: str) -> to
     return torch.cat([torch.load(path, weights_only=True) for path in paths.values()])
 
 
-def train_unet(work: Path, plan: Plan, vae: AutoencoderKL, latents: torch.Tensor, device: str, until: float) -> bool:
+def train_unet(
+    work: Path,
+    plan: Plan,
+    vae: AutoencoderKL,
+    latents: torch.Tensor,
+    device: str,
+    until: float,
+    start: Path | None = None,
+) -> bool:
     """Text encoder and U-Net on velocity prediction, with captions drawn anew each time a picture comes by.
 
     Returns whether they are finished; their averaged weights are then in `work / "denoiser"`, a pipeline.
@@ -176,7 +201,12 @@ def train_unet(work: Path, plan: Plan, vae: AutoencoderKL, latents: torch.Tensor
         return True
     torch.manual_seed(plan.seed)
     tokenizer = build_tokenizer()
-    text, unet = build_text_encoder(tokenizer).to(device), build_unet().to(device, memory_format=torch.channels_last)
+    text, unet = build_text_encoder(tokenizer), build_unet()
+    if start is not None:
+        begun = StableDiffusionPipeline.from_pretrained(start, torch_dtype=torch.float32)
+        text.load_state_dict(begun.text_encoder.state_dict())
+        unet.load_state_dict(begun.unet.state_dict())
+    text, unet = text.to(device), unet.to(device, memory_format=torch.channels_last)
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())  # explicit attention: its backward is faster here than the fused one
     unet.train(), text.train()

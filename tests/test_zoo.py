@@ -1,0 +1,160 @@
+"""The embedded models: their tokenizer, their training, and what is shipped."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffguide import zoo
+from diffguide.errors import ModelError
+from diffguide.zoo.data import pictures, training_scene
+from diffguide.zoo.models import build_unet, build_vae, standardise
+from diffguide.zoo.tokenizer import SPLIT, build_tokenizer
+from diffguide.zoo.train import Plan, crops, train
+from diffguide.zoo.world import VOCABULARY, caption, sample_scene
+
+TINY = Plan(
+    pictures=24, vae_steps=3, vae_batch=2, steps=4, batch=4, decoder_steps=2, keep_every=2, sheet_every=99, warmup=2
+)
+shipped = pytest.mark.skipif(
+    "shapes-unet" not in zoo.names(), reason="shapes-unet has not been trained in this checkout"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    return build_tokenizer()
+
+
+def test_words_of_the_grammar_are_one_token_but_for_those_meant_to_be_two(tokenizer: Any) -> None:
+    for word in VOCABULARY:
+        pieces = tokenizer.convert_ids_to_tokens(tokenizer(word).input_ids)[1:-1]
+        assert tuple(p.removesuffix("</w>") for p in pieces) == SPLIT.get(word, (word,))
+
+
+@given(st.integers(0, 10**6))
+def test_captions_fit_and_come_back(seed: int) -> None:
+    tokenizer = TOKENIZER
+    rng = random.Random(seed)
+    text = caption(sample_scene(rng), rng)
+    ids = tokenizer(text).input_ids
+    assert len(ids) <= 77 and tokenizer.unk_token_id not in ids[1:-1]
+    spelled = "".join(tokenizer.convert_ids_to_tokens(ids[1:-1])).replace("</w>", " ")
+    assert spelled.split() == text.replace(",", " ,").split()
+
+
+TOKENIZER = build_tokenizer()
+
+
+@given(st.text(max_size=60))
+def test_unknown_words_do_not_crash(text: str) -> None:
+    ids = TOKENIZER(text, truncation=True).input_ids
+    assert ids[0] == TOKENIZER.bos_token_id and ids[-1] == TOKENIZER.eos_token_id
+
+
+def test_the_tokenizer_survives_its_files(tokenizer: Any, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    again = type(tokenizer).from_pretrained(tmp_path)
+    text = "three purple triangles on a beige background, a zebra"
+    assert again(text).input_ids == tokenizer(text).input_ids and again.model_max_length == 77
+
+
+def test_standardised_latents_decode_to_the_same_picture() -> None:
+    torch.manual_seed(0)
+    vae = build_vae().eval()
+    x = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        z = vae.encode(x).latent_dist
+        picture = vae.decode(z.mean).sample
+        mean, std = z.mean.mean((0, 2, 3)), z.mean.std((0, 2, 3))
+        standardise(vae, mean, std)
+        new = vae.encode(x).latent_dist
+        assert (new.mean.mean((0, 2, 3))).abs().max() < 1e-4 and (new.mean.std((0, 2, 3)) - 1).abs().max() < 1e-3
+        assert torch.allclose(new.std * std[:, None, None], z.std, rtol=1e-3)
+        assert (vae.decode(new.mean).sample - picture).abs().max() < 1e-4
+
+
+def test_training_scenes_are_not_held_out_and_come_from_the_seed() -> None:
+    scenes = [training_scene(0, i) for i in range(60)]
+    assert not any(s.held_out for s in scenes)
+    assert scenes == [training_scene(0, i) for i in range(60)] != [training_scene(1, i) for i in range(60)]
+
+
+def test_pictures_are_drawn_once(tmp_path: Path) -> None:
+    first = np.array(pictures(tmp_path, 0, 3))
+    changed = (tmp_path / "pictures-0-3.npy").stat().st_mtime_ns
+    assert np.array_equal(first, pictures(tmp_path, 0, 3))
+    assert (tmp_path / "pictures-0-3.npy").stat().st_mtime_ns == changed
+    found = crops(first, 32, range(4), (0, 1))
+    assert found.shape == (4, 32, 32, 3) and np.array_equal(found, crops(first, 32, range(4), (0, 1)))
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return {f"{p.parent.name}.{k}": v for p in sorted(folder.glob("*/*.safetensors")) for k, v in load_file(p).items()}
+
+
+@pytest.mark.slow
+def test_a_stopped_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    """Stopped at a checkpoint in every stage, and carried on: bit-identical weights; and a run begun from another's."""
+    whole = train(tmp_path / "whole", TINY)
+    assert whole is not None
+    stops = 0
+    while train(tmp_path / "parts", TINY, until=time.time()) is None:  # one step at a time
+        stops += 1
+        assert stops < 20
+    assert stops >= 6
+    wanted, found = weights(whole), weights(tmp_path / "parts" / "pipeline")
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[k], found[k]) for k in wanted)
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "unet.jsonl").read_text().splitlines()]
+    assert lines[0]["step"] == 0 and 0 < lines[0]["loss"] < 3
+    warm = train(tmp_path / "warm", Plan(**{**vars(TINY), "steps": 1, "warmup": 10**6}), start=whole)
+    assert warm is not None
+    close = weights(warm)
+    assert all((close[k] - wanted[k]).abs().max() < 1e-3 for k in wanted if k.startswith("unet"))
+
+
+def test_the_unet_is_small_enough() -> None:
+    bytes_in_half = 2 * sum(p.numel() for p in build_unet().parameters())
+    assert bytes_in_half < 16 * 2**20
+
+
+def test_an_unknown_model_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"no embedded model is called 'dalle' \(known: shapes-unet\)"):
+        zoo.path("dalle")
+
+
+@shipped
+def test_the_shipped_folder_is_small_and_safe() -> None:
+    files = [p for p in zoo.path().rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 20 * 2**20
+    assert {p.suffix for p in files} <= {".json", ".safetensors", ".txt", ".md", ".png"}
+    card = (zoo.path() / "README.md").read_text()
+    scores = json.loads((zoo.path() / "scores.json").read_text())
+    assert "## Known failures" in card and f"{scores['reconstruction_found']:.1%}" in card
+
+
+@shipped
+def test_it_loads_with_nothing_of_ours() -> None:
+    """In a fresh interpreter, by plain diffusers, in float32; two steps give a finite picture."""
+    code = f"""
+import sys, torch
+torch.set_num_threads(1)
+from diffusers import StableDiffusionPipeline
+pipe = StableDiffusionPipeline.from_pretrained({str(zoo.path())!r})
+dtypes = {{p.dtype for m in (pipe.unet, pipe.vae, pipe.text_encoder) for p in m.parameters()}}
+assert dtypes == {{torch.float32}}, dtypes
+image = pipe("a red circle", num_inference_steps=2).images[0]
+assert image.size == (128, 128) and not any(m.startswith("diffguide") for m in sys.modules)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
