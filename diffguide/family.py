@@ -79,7 +79,7 @@ class Family:
 
     def example_size(self, model: nn.Module) -> Grid:
         """Height and width of the latents the model was made for, in cells."""
-        side = bare(model).config.sample_size  # type: ignore[union-attr]
+        side: Any = bare(model).config.sample_size  # type: ignore[union-attr]
         return (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
 
     def example(self, model: nn.Module, size: Grid) -> Arguments:
@@ -106,7 +106,7 @@ class Family:
         return tokenizer
 
 
-def _encoded(pipe: Any, prompt: str | None) -> str:
+def _encoded(pipe: Any, prompt: Any) -> str:
     """The text that the tokenizer is given: textual inversion writes out tokens of several vectors."""
     convert = getattr(pipe, "maybe_convert_prompt", None)
     return convert(prompt, pipe.tokenizer) if convert is not None else prompt

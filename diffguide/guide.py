@@ -266,7 +266,9 @@ class Guide:
         watched = {site for _, sites in wishes.values() for site in sites}
 
         def handler(site: Site, chosen: list[Method], *qkv: Any) -> Tensor:
-            call = passes.call_at(self.family, site, run.grids[site], *qkv, run.rows, "every", run.progress)
+            call = passes.call_at(
+                self.family, site, run.grids[site], qkv, rows=run.rows, branch="every", progress=run.progress
+            )
             passes.record(call.of("cond"), {k: w for k, w in wishes.items() if site in w[1]}, seen)
             return chain([OnRows(m) for m in chosen], call)  # type: ignore[list-item]
 
@@ -307,10 +309,16 @@ class Guide:
         cut = self.family.take(args, kwargs, own, rows)
 
         def handler(site: Site, *qkv: Any) -> Tensor:
-            whole = {"weak": slice(None)}
-            return chain(
-                [method], passes.call_at(self.family, site, run.grids[site], *qkv, whole, "weak", run.progress)
+            call = passes.call_at(
+                self.family,
+                site,
+                run.grids[site],
+                qkv,
+                rows={"weak": slice(None)},
+                branch="weak",
+                progress=run.progress,
             )
+            return chain([method], call)
 
         at = {site: functools.partial(handler, site) for site in method.where(run.sites)}
         with passes.steered(at):

@@ -42,18 +42,22 @@ class Param:
 
     def check(self, owner: str, value: Any) -> None:
         """Raise ParamError unless the value is of the type and in the range."""
-        for number in value if isinstance(value, tuple) and self.type != tuple[str, ...] else (value,):
-            bounded = isinstance(number, int | float) and not isinstance(number, bool)
-            if bounded and not math.isfinite(number):
+        numbers: list[float] = [
+            v
+            for v in (value if isinstance(value, tuple) else (value,))
+            if isinstance(v, int | float) and not isinstance(v, bool)
+        ]
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+        for number in numbers:
+            if not math.isfinite(number):
                 raise ParamError(f"{owner}.{self.name} = {value} is not finite: {self.help}")
-            if bounded and not (
-                (self.low is None or number >= self.low) and (self.high is None or number <= self.high)
-            ):
+            if not low <= number <= high:
                 raise ParamError(f"{owner}.{self.name} = {value} is outside {self.range}: {self.help}")
         if self.choices and value not in self.choices:
             raise ParamError(f"{owner}.{self.name} = {value!r} is not one of {self.range}: {self.help}")
         if self.type is Window or self.name == "window":
-            if not (isinstance(value, tuple) and len(value) == 2 and value[0] <= value[1]):
+            if not (isinstance(value, tuple) and len(value) == len(numbers) == 2 and value[0] <= value[1]):
                 raise ParamError(f"{owner}.{self.name} = {value} is not a pair (start, stop) with start <= stop")
         elif not _is(value, self.type):
             raise ParamError(f"{owner}.{self.name} = {value!r} is not {_name(self.type)}: {self.help}")
@@ -152,7 +156,7 @@ class Context:
         return self.step / max(1, self.steps)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """Base of every method. Subclasses are frozen dataclasses whose knobs are made by `param`.
 
@@ -166,7 +170,6 @@ class Method:
         "part of the run in which the method acts: start and stop of progress",
         low=0.0,
         high=1.0,
-        kw_only=True,
     )
 
     branch: ClassVar[Branch | None] = None

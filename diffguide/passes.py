@@ -11,7 +11,7 @@ from diffguide.errors import SteeringError
 from diffguide.family import Family, bare
 from diffguide.maps import Maps, Seen, Watch
 from diffguide.processors.steered import Handler, SteeredProcessor
-from diffguide.site import Call, Grid, Site
+from diffguide.site import Branch, Call, Grid, Site
 
 Wishes = dict[tuple[int, str], tuple[Watch, list[Site]]]  # by number of the method and name of the wish
 
@@ -101,7 +101,8 @@ def looking(
 
     def watch(site: Site) -> Handler:
         def handle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
-            call = call_at(family, site, grids[site], q, k, v, mask, scale, {"cond": slice(None)}, "cond")
+            rows = {"cond": slice(None)}
+            call = call_at(family, site, grids[site], (q, k, v, mask, scale), rows=rows, branch="cond")
             record(call, wishes, None if done else seen)
             pending.discard(site)
             if early and not pending and not done:
@@ -143,16 +144,14 @@ def call_at(
     family: Family,
     site: Site,
     grid: Grid,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scale: float | None,
+    qkv: tuple[Any, ...],
+    *,
     rows: dict[str, slice],
-    branch: Any,
+    branch: Branch,
     progress: float = 0.0,
 ) -> Call:
-    """The call of a site, after checking that its image tokens fill the grid."""
+    """The call of a site from what its handler was given, after checking that its image tokens fill the grid."""
+    q, k, v, mask, scale = qkv
     image = family.image(q.shape[2])
     if len(range(*image.indices(q.shape[2]))) != grid[0] * grid[1]:
         raise SteeringError(f"{site.name}: {q.shape[2]} tokens do not fill the expected grid of {grid[0]}x{grid[1]}")

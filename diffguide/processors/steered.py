@@ -157,7 +157,8 @@ def build(model: nn.Module, *methods: Method, size: tuple[int, int] | None = Non
     family = of_model(model)
     size = size or family.example_size(model)
     sites = family.sites(model)
-    processors = dict(bare(model).attn_processors)  # type: ignore[arg-type]
+    known: Any = bare(model).attn_processors
+    processors: dict[str, Any] = dict(known)
     for site in sites:
         chosen = [m for m in methods if not m.inert and site in m.where(sites)]
         if chosen:

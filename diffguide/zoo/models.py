@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffguide.zoo.tokenizer import LENGTH
 from diffguide.zoo.world import SIDE
@@ -14,13 +14,13 @@ TEXT_WIDTH = 128
 LATENT_CHANNELS, LATENT_SIDE = 4, SIDE // 8
 
 
-def build_vae() -> AutoencoderKL:
+def build_vae() -> Any:
     """Autoencoder of factor 8 with 4 latent channels: 128x128 pixels to 16x16 latent cells."""
-    widths = (16, 32, 64, 64)
+    widths: Any = (16, 32, 64, 64)
     return AutoencoderKL(
         block_out_channels=widths,
-        down_block_types=["DownEncoderBlock2D"] * len(widths),
-        up_block_types=["UpDecoderBlock2D"] * len(widths),
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=LATENT_CHANNELS,
@@ -29,7 +29,7 @@ def build_vae() -> AutoencoderKL:
     )
 
 
-def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+def build_text_encoder(tokenizer: Any) -> Any:
     """A CLIP text model of 3 layers."""
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
@@ -46,8 +46,9 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet() -> Any:
     """Self- and cross-attention at 16x16 (3 heads) and 8x8 (5 heads, middle block included)."""
+    heads: Any = (3, 5)
     return UNet2DConditionModel(
         sample_size=LATENT_SIDE,
         in_channels=LATENT_CHANNELS,
@@ -56,13 +57,13 @@ def build_unet() -> UNet2DConditionModel:
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
-        attention_head_dim=(3, 5),  # diffusers takes the number of heads under this name
+        attention_head_dim=heads,  # diffusers takes the number of heads under this name
         cross_attention_dim=TEXT_WIDTH,
         norm_num_groups=16,
     )
 
 
-def build_scheduler() -> DDIMScheduler:
+def build_scheduler() -> Any:
     """The noise schedule of Stable Diffusion, with velocity prediction."""
     return DDIMScheduler(
         beta_start=0.00085,
@@ -75,9 +76,7 @@ def build_scheduler() -> DDIMScheduler:
     )
 
 
-def assemble(
-    vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
-) -> StableDiffusionPipeline:
+def assemble(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any) -> StableDiffusionPipeline:
     """The parts as an ordinary pipeline."""
     parts: dict[str, Any] = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
     return StableDiffusionPipeline(
@@ -92,14 +91,13 @@ def assemble(
 
 
 @torch.no_grad()
-def standardise(vae: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> None:
+def standardise(vae: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
     """Fold `(z - mean) / std` into the last encoder layer and its inverse into the first decoder layer.
 
     `mean` and `std` are [4], of the latents over the training set. Afterwards the latents have zero mean and unit
     variance, and the pipeline's scaling factor of 1 is right.
     """
     encode, decode = vae.quant_conv, vae.post_quant_conv
-    assert encode is not None and decode is not None
     n = len(mean)
     encode.weight[:n] /= std[:, None, None, None]
     encode.bias[:n] = (encode.bias[:n] - mean) / std

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from typing import Any
 
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -21,7 +22,7 @@ SPLIT = {
 def build_tokenizer() -> CLIPTokenizer:
     """The tokenizer: one token a word of the grammar, two for the words of `SPLIT`, bytes for unknown words."""
     alphabet = list(bytes_to_unicode().values())
-    merges = learn_merges()
+    merges: Any = learn_merges()
     tokens = [*alphabet, *(letter + "</w>" for letter in alphabet), *("".join(pair) for pair in merges)]
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: i for i, token in enumerate(tokens)}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import EMAModel
 from PIL import Image
@@ -115,7 +115,7 @@ def _work(
     if start is None or (work / "vae").exists():
         vae = train_vae(work, plan, drawn, device, until)
     else:
-        vae = AutoencoderKL.from_pretrained(start / "vae", torch_dtype=torch.float32).to(device)
+        vae = load_vae(start / "vae", device)
         if leads():
             vae.save_pretrained(work / "vae")
         wait()
@@ -127,7 +127,7 @@ def _work(
         dist.destroy_process_group()
 
 
-def train_vae(work: Path, plan: Plan, drawn: np.ndarray, device: str, until: float) -> AutoencoderKL | None:
+def train_vae(work: Path, plan: Plan, drawn: np.ndarray, device: str, until: float) -> Any:
     """A deterministic autoencoder, its latents standardised at the end.
 
     A Kullback-Leibler term, however light, left latent channels as noise that the decoder never learned to read, and
@@ -138,7 +138,7 @@ def train_vae(work: Path, plan: Plan, drawn: np.ndarray, device: str, until: flo
     vae = build_vae().to(device)
     done = work / "vae"
     if done.exists():
-        return AutoencoderKL.from_pretrained(done).to(device)
+        return load_vae(done, device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=plan.vae_rate, betas=(0.9, 0.99), weight_decay=0.0)
     run = Run(work / "vae.pt", work / "vae.jsonl", {"vae": vae, "optimizer": optimizer})
     opponent = torch.tensor(OPPONENT, device=device)
@@ -172,7 +172,7 @@ def train_vae(work: Path, plan: Plan, drawn: np.ndarray, device: str, until: flo
     return vae
 
 
-def encode(work: Path, vae: AutoencoderKL, drawn: np.ndarray, device: str) -> torch.Tensor:
+def encode(work: Path, vae: Any, drawn: np.ndarray, device: str) -> torch.Tensor:
     """Latent means of all pictures, fp16 [count, 4, 16, 16], kept in the working folder."""
     chunks = range(0, len(drawn), 100)
     paths = {start: work / "latents" / f"{start}.pt" for start in chunks}
@@ -187,7 +187,7 @@ def encode(work: Path, vae: AutoencoderKL, drawn: np.ndarray, device: str) -> to
 def train_unet(
     work: Path,
     plan: Plan,
-    vae: AutoencoderKL,
+    vae: Any,
     latents: torch.Tensor,
     device: str,
     until: float,
@@ -209,7 +209,8 @@ def train_unet(
     text, unet = text.to(device), unet.to(device, memory_format=torch.channels_last)
     if device == "cpu":
         unet.set_attn_processor(AttnProcessor())  # explicit attention: its backward is faster here than the fused one
-    unet.train(), text.train()
+    unet.train()
+    text.train()
     scenes = [training_scene(plan.seed, i) for i in range(len(latents))]
     weights = [*text.parameters(), *unet.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-2)
@@ -243,7 +244,8 @@ def train_unet(
             average.copy_to(weights)
             sample_sheet(vae, text, tokenizer, unet).save(work / f"samples-{step + 1}.png")
             average.restore(weights)
-            unet.train(), text.train()
+            unet.train()
+            text.train()
     if run.stopped:
         return False
     average.copy_to(weights)
@@ -261,7 +263,7 @@ def train_decoder(work: Path, plan: Plan, drawn: np.ndarray, latents: torch.Tens
     Afterwards the whole pipeline is in `work / "pipeline"`.
     """
     torch.manual_seed(plan.seed)
-    vae = AutoencoderKL.from_pretrained(work / "vae").to(device)
+    vae = load_vae(work / "vae", device)
     weights = [*vae.decoder.parameters(), *vae.post_quant_conv.parameters()]
     optimizer = torch.optim.AdamW(weights, lr=plan.decoder_rate, betas=(0.9, 0.99), weight_decay=0.0)
     run = Run(work / "decoder.pt", work / "decoder.jsonl", {"vae": vae, "optimizer": optimizer})
@@ -387,18 +389,20 @@ def autocast(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
+def load_vae(folder: Path, device: str) -> Any:
+    vae: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    return vae.to(device)
+
+
 def crops(drawn: np.ndarray, side: int, numbers: Iterable[int], seed: tuple[int, int]) -> np.ndarray:
     """Square crops [B, side, side, 3] with something on them, at multiples of 8 pixels, one for each number."""
     found = []
     for number in numbers:
         rng = np.random.default_rng((*seed, number))
         picture = drawn[rng.integers(len(drawn))]
-        for _ in range(4):
-            y, x = rng.integers(0, (SIDE - side) // 8 + 1, 2) * 8
-            crop = picture[y : y + side, x : x + side]
-            if crop[::4, ::4].std((0, 1)).sum() > 15:
-                break
-        found.append(crop)
+        corners = rng.integers(0, (SIDE - side) // 8 + 1, (4, 2)) * 8
+        tried = [picture[y : y + side, x : x + side] for y, x in corners]
+        found.append(next((c for c in tried if c[::4, ::4].std((0, 1)).sum() > 15), tried[-1]))
     return np.stack(found)
 
 
@@ -413,7 +417,7 @@ def to_picture(x: torch.Tensor) -> Image.Image:
 
 
 @torch.no_grad()
-def latents_of(vae: AutoencoderKL, drawn: np.ndarray, device: str) -> torch.Tensor:
+def latents_of(vae: Any, drawn: np.ndarray, device: str) -> torch.Tensor:
     with autocast(device):
         return vae.encode(to_model(drawn, device)).latent_dist.mean.float()
 
@@ -428,10 +432,10 @@ def sheet(images: list[Image.Image], columns: int, gap: int = 4) -> Image.Image:
     return page
 
 
-def sample_sheet(vae: AutoencoderKL, text: Any, tokenizer: Any, unet: UNet2DConditionModel) -> Image.Image:
+def sample_sheet(vae: Any, text: Any, tokenizer: Any, unet: Any) -> Image.Image:
     """Two pictures for each prompt of `SHEET`, 25 steps, guidance 4."""
     pipe = assemble(vae, text, tokenizer, unet)
     pipe.set_progress_bar_config(disable=True)
     rng = torch.Generator().manual_seed(0)
-    prompts = [*SHEET, *SHEET]
-    return sheet(pipe(prompts, num_inference_steps=25, guidance_scale=4.0, generator=rng).images, len(SHEET))
+    out: Any = pipe([*SHEET, *SHEET], num_inference_steps=25, guidance_scale=4.0, generator=rng)
+    return sheet(out.images, len(SHEET))
