@@ -18,7 +18,7 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Family:
-    """Base of the families. Defaults fit denoisers called with [B, C, h, w] latents first and text states by keyword."""
+    """Base of the families. Defaults fit denoisers that take [B, C, h, w] latents first, text states by keyword."""
 
     models: ClassVar[tuple[str, ...]] = ()  # class names of denoisers
     latent: ClassVar[tuple[str, int]] = ("sample", 0)  # name and position of the latents among the arguments
@@ -59,8 +59,8 @@ class Family:
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor, rows: int) -> Arguments:
         """The arguments for some of the rows.
 
-        A tensor whose first axis is a multiple of `rows` is cut in proportion; anything else is shared. Lists and dicts are
-        rebuilt, since models may empty the ones they are given.
+        A tensor whose first axis is a multiple of `rows` is cut in proportion; anything else is shared. Lists and
+        dicts are rebuilt, since models may empty the ones they are given.
         """
         return _take(args, index, rows), _take(kwargs, index, rows)
 
@@ -162,4 +162,6 @@ def of_pipe(pipe: Any) -> tuple[Family, str]:
         model = getattr(pipe, attribute, None)
         if isinstance(model, nn.Module):
             return of_model(model), attribute
-    raise FamilyError(f"{type(pipe).__name__} has no denoiser (looked for unet, transformer); pass a diffusers pipeline")
+    raise FamilyError(
+        f"{type(pipe).__name__} has no denoiser (looked for unet, transformer); pass a diffusers pipeline"
+    )

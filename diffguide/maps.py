@@ -62,8 +62,8 @@ class Maps:
     def mean(self, name: str, side: int | None = None) -> tuple[Tensor, Grid]:
         """Mean over sites, [B, N, K] and its grid.
 
-        Maps on a finer grid than the coarsest one seen are averaged down to it; with `side`, so are maps whose grid is at
-        least twice that side ("cross" maps only: "self" maps are all on one grid).
+        Maps on a finer grid than the coarsest one seen are averaged down to it; with `side`, so are maps whose grid
+        is at least twice that side ("cross" maps only: "self" maps are all on one grid).
         """
         seen = self.seen[name]
         grid = min((s.grid for s in seen), key=lambda g: g[0] * g[1])

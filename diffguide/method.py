@@ -63,7 +63,11 @@ class Param:
         kinds = [a for a in typing.get_args(self.type) if a is not types.NoneType] or [self.type]
         if text.lower() == "none" and types.NoneType in typing.get_args(self.type):
             return None
-        kind = kinds[0] if isinstance(self.type, types.UnionType) or typing.get_origin(self.type) is typing.Union else self.type
+        kind = (
+            kinds[0]
+            if isinstance(self.type, types.UnionType) or typing.get_origin(self.type) is typing.Union
+            else self.type
+        )
         try:
             if self.name == "window":
                 start, stop = text.split(":")
@@ -152,13 +156,17 @@ class Context:
 class Method:
     """Base of every method. Subclasses are frozen dataclasses whose knobs are made by `param`.
 
-    A verb that a subclass leaves alone is never called. `branch` says in which pass `attend` is asked: `"weak"` for an extra
-    perturbed pass, `"cond"` or `"every"` for the model's own. `neutral` names settings at which the method does nothing at
-    all; the guide then leaves the pipeline alone.
+    A verb that a subclass leaves alone is never called. `branch` says in which pass `attend` is asked: `"weak"` for
+    an extra perturbed pass, `"cond"` or `"every"` for the model's own. `neutral` names settings at which the method
+    does nothing at all; the guide then leaves the pipeline alone.
     """
 
     window: Window = param(
-        (0.0, 1.0), "part of the run in which the method acts: start and stop of progress", low=0.0, high=1.0, kw_only=True
+        (0.0, 1.0),
+        "part of the run in which the method acts: start and stop of progress",
+        low=0.0,
+        high=1.0,
+        kw_only=True,
     )
 
     branch: ClassVar[Branch | None] = None
@@ -214,7 +222,7 @@ class Method:
         raise TypeError("not asked")
 
     def observe(self, maps: "Maps", context: Context) -> None:
-        """See the maps of the model's own conditional pass; what is put in `context.memory["maps"]` is shown to the user."""
+        """See the maps of the model's own conditional pass; `context.memory["maps"]` is what the user is shown."""
         raise TypeError("not asked")
 
     def edit(self, latents: Tensor, context: Context) -> Tensor:
@@ -228,7 +236,7 @@ class Method:
         return {}
 
     def rate(self, context: Context) -> float:
-        """Step size of this step: latents at the model's scale move by `-rate * gradient`. 0 skips the gradient pass."""
+        """Step size: latents at the model's scale move by `-rate * gradient`. 0 skips the gradient pass."""
         return 0.0
 
     def most(self, context: Context) -> int:

@@ -41,7 +41,9 @@ def find_targets(context: Context, layout: Layout | Sequence[Layout]) -> list[li
     layouts = [layout] if isinstance(layout, Layout) else list(layout)
     pictures = len(context.prompts)
     if not layouts or pictures % len(layouts):
-        raise LayoutError(f"{len(layouts)} layouts do not divide a batch of {pictures} pictures; give one, or one a prompt")
+        raise LayoutError(
+            f"{len(layouts)} layouts do not divide a batch of {pictures} pictures; give one, or one a prompt"
+        )
     found = []
     for b in range(pictures):
         regions = layouts[b * len(layouts) // pictures].regions
@@ -64,8 +66,8 @@ def pick(values: Tensor, columns: tuple[int, ...], have: tuple[int, ...]) -> Ten
 def smooth(maps: Tensor, sigma: float = 0.5) -> Tensor:
     """A 3x3 filter over [..., h, w] maps with reflected edges.
 
-    Weights are proportional to exp(-(x / 2 sigma)²) on each axis: the published code of Attend-and-Excite has this in place
-    of a Gaussian, and so have its successors.
+    Weights are proportional to exp(-(x / 2 sigma)²) on each axis: the published code of Attend-and-Excite has this in
+    place of a Gaussian, and so have its successors.
     """
     line = torch.exp(-((torch.arange(-1.0, 2.0, device=maps.device, dtype=maps.dtype) / (2 * sigma)) ** 2))
     kernel = line[:, None] * line[None, :]

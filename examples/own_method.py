@@ -18,7 +18,7 @@ class Temperature(dg.Method):
 
     branch = "cond"
     kinds = ("self",)
-    neutral = {"tau": 1.0}  # noqa: RUF012
+    neutral = {"tau": 1.0}
 
     def attend(self, call, proceed):
         return proceed(replace(call, q=call.q / self.tau))

@@ -93,7 +93,7 @@ def test_the_step_size_falls_to_the_root_of_a_half() -> None:
 
 
 def test_refine_and_targets_go_together() -> None:
-    with pytest.raises(ParamError, match="AttendExcite.targets has 3 values, refine has 1"):
+    with pytest.raises(ParamError, match=r"AttendExcite\.targets has 3 values, refine has 1"):
         AttendExcite(refine=(0.1,))
 
 
@@ -102,7 +102,8 @@ def test_refine_and_targets_go_together() -> None:
 def test_diffusers_pipeline_moves_the_same_latents(guidance: float) -> None:
     """The deprecated pipeline as a witness: same indices, same repetitions, same latents.
 
-    It skips `scale_model_input`, which changes nothing with DDIM, and its smoothing is the one our `smooth` reproduces; our
+    It skips `scale_model_input`, which changes nothing with DDIM, and its smoothing is the one our `smooth`
+    reproduces; our
     `side` is its `attn_res`, our `refine` and `targets` its `thresholds`, our `window` its `max_iter_to_alter`.
     """
     sched = DDIMScheduler(**tiny.NOISE, clip_sample=False, set_alpha_to_one=False)

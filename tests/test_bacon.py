@@ -134,7 +134,10 @@ def maps(c: Tensor, S: Tensor) -> Maps:
 
 
 def test_alignment_by_the_identity_or_of_a_constant_changes_nothing() -> None:
-    aligned, bare = Bacon(Layout(Region("x", box=TWO[0])), sides=(16,)), Bacon(Layout(Region("x", box=TWO[0])), align=0.0, sides=(16,))
+    aligned, bare = (
+        Bacon(Layout(Region("x", box=TWO[0])), sides=(16,)),
+        Bacon(Layout(Region("x", box=TWO[0])), align=0.0, sides=(16,)),
+    )
     rng = torch.Generator().manual_seed(0)
     c, S = torch.rand(256, 1, generator=rng), torch.rand(256, 256, generator=rng).softmax(-1)
     context = prepared(aligned)

@@ -43,7 +43,7 @@ def state(pipe: Any) -> dict[str, Any]:
         "grads": [p.requires_grad for p in pipe.unet.parameters()],
         "config": str(pipe.unet.config) + str(pipe.scheduler.config),
         "rng": torch.get_rng_state().tolist(),
-        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "numpy": np.random.get_state()[1].tolist(),
     }
 
 

@@ -124,7 +124,7 @@ def test_every_scheduler_is_steered_and_handed_back(cls: Any) -> None:
 
 @schedulers
 def test_the_same_move_at_the_model_scale_is_the_callback_route(cls: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Moving the latents before step k through the hooks equals changing them in the official callback of step k - 1."""
+    """Moving latents before step k through the hooks is changing them in the official callback of step k - 1."""
     moves(monkeypatch, 0.05)
     pipe = tiny.sd(scheduler(cls))
     k, seen = 1, {}
@@ -225,9 +225,7 @@ def test_add_to_all_equals_add_after_combine(make_pipe: Any, guidance: float, mo
 @pytest.mark.parametrize("rescale", [0.0, 0.7])
 def test_pag_is_the_pag_pipeline_of_diffusers(rescale: float) -> None:
     pipe = tiny.sd()
-    peer = StableDiffusionPAGPipeline(
-        **{n: c for n, c in pipe.components.items()}, requires_safety_checker=False, pag_applied_layers="mid"
-    )
+    peer = StableDiffusionPAGPipeline(**pipe.components, requires_safety_checker=False, pag_applied_layers="mid")
     peer.set_progress_bar_config(disable=True)
     theirs = tiny.call(peer, pag_scale=3.0, guidance_rescale=rescale)
     with Guide(pipe, PAG(scale=3.0)):
@@ -251,7 +249,9 @@ def test_moves_are_the_same_at_the_model_scale_on_ddim_and_euler() -> None:
         # the same model input at the first step
         start = noise * (1 if name == "ddim" else (sched.sigmas[0] ** 2 + 1) ** 0.5 / sched.init_noise_sigma)
         with Guide(pipe, AttendExcite(tokens=(2,), iterations=1, window=(0.0, 0.2))):
-            handle = pipe.unet.register_forward_pre_hook(lambda m, a, k: inputs.append(a[0].clone()), with_kwargs=True)
+            handle = pipe.unet.register_forward_pre_hook(
+                lambda m, a, k, to=inputs: to.append(a[0].clone()), with_kwargs=True
+            )
             tiny.call(pipe, latents=start)
             handle.remove()
         moved[name] = inputs[0][:1] - noise
@@ -263,8 +263,8 @@ def test_moves_are_the_same_at_the_model_scale_on_ddim_and_euler() -> None:
 def test_a_second_generation_under_offload(offload: str) -> None:
     """Offload re-installs its wrappers after every call; here it takes "cpu" for the accelerator.
 
-    Sequential offload is put on the denoiser alone, as `enable_sequential_cpu_offload` does for each part: with "cpu" for the
-    accelerator, accelerate 1.15 cannot offload the text encoder of a plain pipeline either.
+    Sequential offload is put on the denoiser alone, as `enable_sequential_cpu_offload` does for each part: with "cpu"
+    for the accelerator, accelerate 1.15 cannot offload the text encoder of a plain pipeline either.
     """
     pipe = tiny.sd()
     with Guide(pipe, make(BackwardGuidance), PAG(scale=1.0)):
@@ -314,6 +314,19 @@ def test_compiled_denoisers(how: str) -> None:
     with Guide(pipe, make(BackwardGuidance), PAG(scale=1.0)) as guide:
         assert (tiny.call(pipe) - wanted).abs().max() < 1e-4
         assert guide.report.backwards > 0
+
+
+def test_maps_are_read_inside_compiled_blocks() -> None:
+    pipe = tiny.sd()
+    with Guide(pipe, CaptureMaps(words=("circle",))) as guide:
+        wanted, maps = tiny.call(pipe), guide.maps["circle"]
+    torch._dynamo.reset()
+    for module in pipe.unet.modules():
+        if type(module).__name__ == "BasicTransformerBlock":
+            module.compile(backend="eager", fullgraph=True)
+    with Guide(pipe, CaptureMaps(words=("circle",))) as guide:
+        assert (tiny.call(pipe) - wanted).abs().max() < 1e-5
+    assert abs(guide.maps["circle"] - maps).max() < 1e-6
 
 
 def test_half_precision_moves_latents() -> None:

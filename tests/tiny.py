@@ -1,4 +1,4 @@
-"""Random-weight pipelines of the real classes, small enough to run in a blink, with the tokenizer of the embedded world."""
+"""Random-weight pipelines of the real classes that run in a blink, with the tokenizer of the embedded world."""
 
 import inspect
 from typing import Any

@@ -46,8 +46,6 @@ def probabilities(
     logits = (q.float() * (scale if scale is not None else q.shape[-1] ** -0.5)) @ k.float().mT
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask.float()
-    if columns is None:
-        maps = logits.softmax(-1)
-    else:
-        maps = (logits[..., columns] - logits.logsumexp(-1, keepdim=True)).exp()
+    chosen = slice(None) if columns is None else columns
+    maps = (logits - logits.logsumexp(-1, keepdim=True))[..., chosen].exp()
     return maps.mean(1) if head_mean else maps

@@ -17,9 +17,10 @@ from diffguide.targets import find_targets, union
 class BackwardGuidance(Method):
     r"""The attention of a phrase is drawn into its boxes.
 
-    $E = \big(1 - \sum_{i \in M} P_i \big/ \sum_i P_i\big)^2$ for each head, averaged over heads, tokens, objects and modules;
-    latents move by $\sigma^2 / (1 + \sigma^2)$ times the gradient of $30\,E$ at the model's scale (the published code moves
-    sigma-scaled latents by $\sigma^2$; the conversion is our choice), as long as $E$ is above a threshold.
+    $E = \big(1 - \sum_{i \in M} P_i \big/ \sum_i P_i\big)^2$ for each head, averaged over heads, tokens, objects and
+    modules; latents move by $\sigma^2 / (1 + \sigma^2)$ times the gradient of $30\,E$ at the model's scale (the
+    published code moves sigma-scaled latents by $\sigma^2$; the conversion is our choice), as long as $E$ is above a
+    threshold.
     """
 
     layout: Layout | Sequence[Layout]
@@ -74,5 +75,3 @@ def cells_inside(region: Region, grid: Grid) -> Tensor:
         left, top = min(int(x0 * w), w - 1), min(int(y0 * h), h - 1)
         M[top : max(int(y1 * h), top + 1), left : max(int(x1 * w), left + 1)] = 1
     return M
-
-

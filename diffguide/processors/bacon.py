@@ -1,7 +1,8 @@
 """BACON / MAC, reconstructed. H. Chen et al., arXiv 2411.10495.
 
-Only the abstract was at hand: three losses on cross-attention maps, constrained at the boundary of the layout and aligned by
-self-attention, move the latents. Every formula below is our own reading of that; do not take it for the authors'.
+Only the abstract was at hand: three losses on cross-attention maps, constrained at the boundary of the layout and
+aligned by self-attention, move the latents. Every formula below is our own reading of that; do not take it for the
+authors'.
 """
 
 from collections.abc import Sequence
@@ -22,11 +23,11 @@ EPS = 1e-6
 
 @dataclass(frozen=True)
 class Bacon(Method):
-    r"""Objects of the right place, size and number by constraints on attention at the boundary of boxes (reconstructed).
+    r"""Objects of the right place, size and number, by attention at the boundary of boxes (reconstructed).
 
-    For each object, $a = (1 - \lambda) c + \lambda S c$ is its cross-attention map $c$ spread by self-attention $S$, and
-    $\mathcal L = w_{reg} L_{reg} + w_{out} L_{out} + w_{in} L_{in}$: all of $a$ in the boxes with a peak in each; nothing just outside a
-    box, nor where two boxes of one phrase meet; something at each of its four sides.
+    For each object, $a = (1 - \lambda) c + \lambda S c$ is its cross-attention map $c$ spread by self-attention $S$,
+    and $\mathcal L = w_{reg} L_{reg} + w_{out} L_{out} + w_{in} L_{in}$: all of $a$ in the boxes with a peak in each;
+    nothing just outside a box, nor where two boxes of one phrase meet; something at each of its four sides.
     """
 
     layout: Layout | Sequence[Layout]
@@ -128,7 +129,7 @@ def region_loss(a: Tensor, M: Tensor) -> Tensor:
 
 
 def outer_loss(a: Tensor, M: Tensor) -> Tensor:
-    """Mass in a ring around each box. Only the cores of sibling boxes are excused: where two touch, a trench is wanted."""
+    """Mass in a ring around each box. Only cores of sibling boxes are excused: where two touch, a trench is wanted."""
     w = ring_width(M)
     core = erode(M, w)
     leaks = []

@@ -11,10 +11,10 @@ from diffguide.targets import bare_phrase
 
 @dataclass(frozen=True)
 class CaptureMaps(Method):
-    """Watches the model's own pass and changes nothing: where each word was looked at, averaged over heads, modules and steps.
+    """Watches the model's own pass and changes nothing: where each word was looked at.
 
-    `guide.maps[word]` is float32 [pictures, h, w]: the share of attention that image tokens gave the word (mean over its
-    tokens).
+    `guide.maps[word]` is float32 [pictures, h, w]: the share of attention that image tokens gave the
+    word, averaged over its tokens, heads, modules and steps.
     """
 
     words: tuple[str, ...] = param((), "words or phrases of the prompt; none: every word of it")
@@ -24,7 +24,9 @@ class CaptureMaps(Method):
 
     def prepare(self, context: Context) -> None:
         words = self.words or _words(context.prompts)
-        context.memory["columns"] = {w: [_find(context, b, w, not self.words) for b in range(len(context.prompts))] for w in words}
+        context.memory["columns"] = {
+            w: [_find(context, b, w, not self.words) for b in range(len(context.prompts))] for w in words
+        }
         context.memory["count"] = 0
 
     def watch(self, context: Context) -> dict[str, Watch]:

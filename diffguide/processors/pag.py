@@ -13,7 +13,8 @@ from diffguide.site import Call, Proceed, Site
 class PAG(Method):
     r"""Perturbed-attention guidance: away from a prediction whose self-attention sees only itself.
 
-    $\hat\epsilon = \epsilon + s\,(\epsilon_{cond} - \epsilon_{weak})$, the weak pass attending with $A = I$ on image tokens.
+    $\hat\epsilon = \epsilon + s\,(\epsilon_{cond} - \epsilon_{weak})$, the weak pass attending with $A = I$ on image
+    tokens.
     """
 
     scale: float = param(3.0, "guidance strength s: 0 changes nothing, higher sharpens structure", low=0.0, high=20.0)

@@ -139,8 +139,8 @@ def build(model: nn.Module, *methods: Method, size: tuple[int, int] | None = Non
 
     Args:
         model: a denoiser of a known family.
-        methods: methods that act by `attend` alone, in every branch. One that needs a loss, a weak pass or the prompt needs
-            a `Guide`.
+        methods: methods that act by `attend` alone, in every branch. One that needs a loss, a weak pass or the
+            prompt needs a `Guide`.
         size: height and width of the latents in latent cells, `model.config.sample_size` if not given.
 
     Returns:
@@ -168,7 +168,15 @@ def build(model: nn.Module, *methods: Method, size: tuple[int, int] | None = Non
 
 
 def _attend_alone(
-    methods: list[Method], site: Site, grid: Grid, family: Family, q: Tensor, k: Tensor, v: Tensor, mask: Any, scale: Any
+    methods: list[Method],
+    site: Site,
+    grid: Grid,
+    family: Family,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Any,
+    scale: Any,
 ) -> Tensor:
     if grid[0] * grid[1] != q[:, :, family.image(q.shape[2])].shape[2]:
         raise SteeringError(

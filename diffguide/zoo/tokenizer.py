@@ -1,6 +1,7 @@
 """A CLIP tokenizer whose byte-pair merges know the grammar of the embedded world, and spell everything else out."""
 
 from collections import Counter
+from itertools import pairwise
 
 from transformers import CLIPTokenizer
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -35,7 +36,7 @@ def learn_merges() -> list[tuple[str, str]]:
         units += [list(start) for start in starts]
         units.append([*end[:-1], end[-1] + "</w>"])
     merges: list[tuple[str, str]] = []
-    while pairs := Counter(pair for unit in units for pair in zip(unit, unit[1:], strict=False)):
+    while pairs := Counter(pair for unit in units for pair in pairwise(unit)):
         best = min(pairs, key=lambda pair: (-pairs[pair], pair))
         merges.append(best)
         units = [_merge(unit, best) for unit in units]
