@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from diffguide import __version__
-from diffguide.errors import DiffguideError, OutputError, ParamError
+from diffguide.errors import DiffguideError, ModelError, OutputError, ParamError
 
 if TYPE_CHECKING:
     from diffguide.pipelines.run import Picture
@@ -115,6 +115,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     p.add_argument("--minutes", type=float, help="stop at a checkpoint after this long")
+    p.add_argument(
+        "--start-from", metavar="FOLDER", help="begin with the weights of this pipeline, keep its autoencoder"
+    )
     p.add_argument("--seed", type=int, default=0, help="of data and weights (default: %(default)s)")
     p = add("card", zoo_card, "print the card of an embedded model", among)
     p.add_argument("name", nargs="?", default="shapes-unet", metavar="NAME", help="(default: %(default)s)")
@@ -380,15 +383,17 @@ def methods(options: argparse.Namespace) -> None:
         needs = "; needs a layout" if row["layout"] else ""
         paper = f" [{row['paper']}]" if row["paper"] else ""
         print(("\n" if number else "") + f"{row['name']}: {row['help']}{paper}{needs}")
-        cells = [[f"  {p['name']}", p["type"], _text(p["default"]), p["range"], p["help"]] for p in row["params"]]
+        cells = [
+            [f"  {p['name']}", p["type"], _text(p["default"], p["type"]), p["range"], p["help"]] for p in row["params"]
+        ]
         for line in _columns(cells):
             print(line)
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, kind: str) -> str:
     """A default as it would be written behind --set."""
     if isinstance(value, list):
-        return ",".join(map(str, value)) or "()"
+        return (":" if kind == "start:stop" else ",").join(map(str, value)) or "()"
     return str(value).lower() if isinstance(value, bool | None) else str(value)
 
 
@@ -447,14 +452,17 @@ def zoo_train(options: argparse.Namespace) -> None:
     if options.steps is not None:
         plan = dataclasses.replace(plan, steps=options.steps)
     until = math.inf if options.minutes is None else time.time() + 60 * options.minutes
-    finished = train(work, plan, options.device, workers=options.workers, until=until)
+    start = Path(options.start_from) if options.start_from else None
+    if start is not None and not (start / "model_index.json").is_file():
+        raise ModelError(f"--start-from {start} is not the folder of a pipeline: it has no model_index.json")
+    finished = train(work, plan, options.device, workers=options.workers, until=until, start=start)
     if finished is None:
         _tell(f"stopped at a checkpoint in {work}; the same command carries on")
         return
     from diffguide.zoo.export import export
 
     export(work)
-    _tell(f"{options.name} is trained; see it with `diffguide zoo card {options.name}`")
+    _tell(f"{options.name} is trained; it lies, with its card, in {work / options.name}")
 
 
 def bench(options: argparse.Namespace) -> None:

@@ -79,7 +79,7 @@ def test_standardised_latents_decode_to_the_same_picture() -> None:
         standardise(vae, mean, std)
         new = vae.encode(x).latent_dist
         assert (new.mean.mean((0, 2, 3))).abs().max() < 1e-4 and (new.mean.std((0, 2, 3)) - 1).abs().max() < 1e-3
-        assert torch.allclose(new.std * std[:, None, None], z.std, rtol=1e-3)
+        assert new.std.max() < 1e-6, "the encoder draws nothing"
         assert (vae.decode(new.mean).sample - picture).abs().max() < 1e-4
 
 

@@ -83,7 +83,8 @@ def draw(
     methods = make_all(recipe.methods, recipe.layout)
     if capture_maps:
         words = () if capture_maps is True else tuple(capture_maps)
-        methods.append(named("capture-maps")(words=words))
+        capture: Any = named("capture-maps")
+        methods.append(capture(words=words))
     scheduler = scheduler_class(recipe.scheduler) if recipe.scheduler else None
     numbers = range(recipe.num_images) if index is None else [index]
     if index is not None and not 0 <= index < recipe.num_images:

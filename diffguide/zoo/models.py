@@ -17,10 +17,12 @@ LATENT_CHANNELS, LATENT_SIDE = 4, SIDE // 8
 def build_vae() -> Any:
     """Autoencoder of factor 8 with 4 latent channels: 128x128 pixels to 16x16 latent cells."""
     widths: Any = (16, 32, 64, 64)
+    down: Any = ("DownEncoderBlock2D",) * len(widths)
+    up: Any = ("UpDecoderBlock2D",) * len(widths)
     return AutoencoderKL(
         block_out_channels=widths,
-        down_block_types=("DownEncoderBlock2D",) * len(widths),
-        up_block_types=("UpDecoderBlock2D",) * len(widths),
+        down_block_types=down,
+        up_block_types=up,
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=LATENT_CHANNELS,
@@ -101,7 +103,8 @@ def standardise(vae: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
     n = len(mean)
     encode.weight[:n] /= std[:, None, None, None]
     encode.bias[:n] = (encode.bias[:n] - mean) / std
-    encode.bias[n:] -= 2 * std.log()  # log-variances
+    encode.weight[n:] = 0  # the log-variances were never trained: the encoder is deterministic
+    encode.bias[n:] = -30
     decode.bias += (decode.weight[:, :, 0, 0] * mean).sum(1)
     decode.weight *= std[None, :, None, None]
 
