@@ -35,7 +35,7 @@ def reference(A: np.ndarray, columns: list[list[int]], stop: int, grid: tuple[in
     return max(losses)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(2, 6), st.integers(2, 6), st.integers(4, 9), st.integers(0, 10**6))
 def test_the_loss_is_the_equation(h: int, w: int, tokens: int, seed: int) -> None:
     rng = np.random.default_rng(seed)

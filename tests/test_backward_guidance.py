@@ -40,7 +40,7 @@ def test_known_values(inside: float, outside: float, E: float) -> None:
     assert loss(half(inside, outside)) == pytest.approx(30 * E)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(2, 6), st.integers(2, 6), st.integers(1, 3), st.integers(1, 3))
 def test_the_loss_is_the_equation(seed: int, h: int, w: int, heads: int, tokens: int) -> None:
     rng = np.random.default_rng(seed)

@@ -65,7 +65,7 @@ boxes = st.tuples(st.floats(0, 0.9), st.floats(0, 0.9), st.floats(0.02, 1), st.f
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(boxes, min_size=1, max_size=4), st.integers(0, 10**6), st.booleans())
 def test_finite_ordered_and_differentiable(found: list[Any], seed: int, empty: bool) -> None:
     """Any boxes, 1-cell ones and heaps included; a map of zeros too. The order of instances does not count."""
@@ -80,7 +80,7 @@ def test_finite_ordered_and_differentiable(found: list[Any], seed: int, empty: b
             assert method.of_object(a, instances(found[::-1], G)).item() == pytest.approx(value.item(), abs=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(boxes, min_size=1, max_size=3), st.integers(0, 10**6))
 def test_the_region_loss_is_its_equation(found: list[Any], seed: int) -> None:
     a = np.random.default_rng(seed).random(G)
@@ -91,7 +91,7 @@ def test_the_region_loss_is_its_equation(found: list[Any], seed: int) -> None:
     assert float(region_loss(torch.from_numpy(a), torch.from_numpy(M))) == pytest.approx(wanted, rel=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(boxes, min_size=1, max_size=3), st.integers(0, 10**6))
 def test_the_outer_loss_is_its_equation(found: list[Any], seed: int) -> None:
     """D = dilate(M) (1 - M) (1 - cores of the others), cell by cell."""

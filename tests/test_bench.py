@@ -103,7 +103,7 @@ units = st.lists(st.tuples(values, st.floats(0.1, 1e3)), min_size=1, max_size=20
 
 
 @given(units)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_ratio_lies_in_its_interval_and_between_the_units(pairs):
     a, b = zip(*pairs, strict=True)
     got = statistics.ratio(a, b, resamples=50)
@@ -114,14 +114,14 @@ def test_ratio_lies_in_its_interval_and_between_the_units(pairs):
 
 
 @given(values, st.integers(1, 12))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_equal_units_leave_no_doubt(value, count):
     got = statistics.mean([value] * count, resamples=50)
     assert got["low"] == pytest.approx(value) and got["high"] == pytest.approx(value)
 
 
 @given(units, st.floats(0.5, 4.0))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_interval_scales_with_its_values(pairs, factor):
     a, b = map(np.array, zip(*pairs, strict=True))
     one, more = statistics.ratio(a, b, resamples=50), statistics.ratio(factor * a, b, resamples=50)
@@ -157,7 +157,7 @@ def test_meaningless_ratios_are_refused(above, below):
 
 
 @given(st.lists(values, min_size=2, max_size=9))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_quartiles_are_those_of_the_standard_library(sample):
     got = statistics.quartiles(sample)
     assert [got[key] for key in ("low", "value", "high")] == pytest.approx(

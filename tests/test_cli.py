@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
-from tiny_models import save_tiny
 
 import diffguide
 from diffguide import cli
@@ -28,7 +28,7 @@ REGIONS = [
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return str(save_tiny(tmp_path_factory.mktemp("models") / "tiny"))
+    return str(tiny.save(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,7 @@ def test_layout_methods_are_known():
 
 
 @pytest.mark.parametrize(("name", "knob"), KNOBS, ids=IDS)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_a_value_survives_recipe_and_command_line(name, knob, data):
     value = data.draw(values(knob))

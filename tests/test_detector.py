@@ -128,7 +128,7 @@ def test_two_things_of_one_colour_that_touch_at_a_corner_are_two_things():
 
 
 @given(st.tuples(*[st.integers(-14, 14)] * 3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_slightly_wrong_colours_keep_their_names(shift):
     scene = Scene("white", (Thing("red", "heart", 0.3, 0.4, 0.2), Thing("blue", "cross", 0.75, 0.7, 0.15)))
     picture = np.asarray(world.render(scene, supersample=2), int) + shift
@@ -149,7 +149,7 @@ def test_an_empty_canvas_holds_nothing(background):
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(16, 40), st.integers(16, 40), st.just(3))))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_picture_is_read_without_complaint(picture):
     for style in (None, *world.STYLES):
         for thing in detect(picture, style).things:
@@ -172,7 +172,6 @@ def test_what_cannot_be_read_is_refused_by_name():
 
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.integers(0, 2)))
-@settings(deadline=None)
 def test_components_are_what_a_flood_reaches(labels):
     ids = detector.components(labels)
     assert ((ids == 0) == (labels == 0)).all()
@@ -196,7 +195,6 @@ def test_components_are_what_a_flood_reaches(labels):
 
 
 @given(box, box)
-@settings(deadline=None)
 def test_iou_is_symmetric_and_a_share(a, b):
     assert iou(a, b) == pytest.approx(iou(b, a))
     assert 0 <= iou(a, b) <= 1 + 1e-9
@@ -209,7 +207,6 @@ def test_iou_of_halves_and_strangers():
 
 
 @given(readings, targets)
-@settings(deadline=None)
 def test_matching_is_the_best_there_is(reading, wanted):
     matched = match(reading, wanted)
     used = [id(thing) for thing in matched if thing]
@@ -227,7 +224,6 @@ def test_matching_is_the_best_there_is(reading, wanted):
 
 
 @given(readings, targets)
-@settings(deadline=None)
 def test_a_score_adds_up(reading, wanted):
     result = score(reading, wanted)
     assert result.wanted == len(wanted) == len(result.ious)

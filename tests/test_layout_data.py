@@ -14,7 +14,7 @@ from PIL import Image
 from diffguide.errors import LayoutError, OutputError
 from diffguide.layout import BOXES, REGIONS, Layout, Region, cells, rasterise_box
 
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 SIDES = st.integers(1, 20)
 CHARACTERS = 'ab é猫\t\n\0"\\<${'
 

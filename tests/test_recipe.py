@@ -17,7 +17,7 @@ from diffguide.errors import OutputError, RecipeError
 from diffguide.layout import Layout, Region
 from diffguide.recipe import Recipe, save_json, save_png, write_atomically
 
-few = settings(max_examples=25, deadline=None)
+few = settings(max_examples=25)
 TEXT = st.text('ab é猫\t\n\0"\\<${', max_size=20)
 NAME = st.text("ab-1", min_size=1, max_size=9)
 SCALAR = st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(-1e18, 1e18) | TEXT

@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 import torch
-from tiny_models import save_tiny
 
 from diffguide import pipelines, zoo
 from diffguide.errors import LayoutError, ModelError, ParamError, PromptError
@@ -13,9 +13,6 @@ from diffguide.layout import Layout, Region
 from diffguide.pipelines.run import draw, run
 from diffguide.pipelines.source import SCHEDULERS, load
 from diffguide.recipe import MethodSpec, Recipe
-
-# schedulers of diffusers hand tensors to NumPy 2 in ways that it will not take for ever
-pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
 PROMPT = "a red circle and a blue square"
 LAYOUT = Layout(Region("red circle", box=(0.1, 0.1, 0.5, 0.5)), Region("blue square", box=(0.5, 0.5, 0.9, 0.9)))
@@ -26,7 +23,7 @@ BACON = MethodSpec(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_tiny(tmp_path_factory.mktemp("models") / "tiny")
+    return tiny.save(tmp_path_factory.mktemp("models") / "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +146,7 @@ def test_wrong_models_are_told_in_one_line(tmp_path, folder, monkeypatch):
     code.mkdir()
     (code / "model_index.json").write_text(json.dumps(index | {"_class_name": ["mine", "Mine"]}))
     (code / "mine.py").write_text("raise SystemExit('the code of a stranger has run')")
-    save_tiny(pickled)
+    tiny.save(pickled)
     weights = pickled / "unet" / "diffusion_pytorch_model.safetensors"
     weights.unlink()
     torch.save({}, weights.with_suffix(".bin"))

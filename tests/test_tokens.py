@@ -9,7 +9,7 @@ from diffguide.tokens import columns, eot, find, find_groups, number_before, occ
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 16
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 
 
 def clip_tokenizer(*words: str, length: int = LENGTH, pad: str = END) -> CLIPTokenizer:

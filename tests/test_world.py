@@ -42,7 +42,6 @@ def inked(scene: Scene, side: int = 256) -> np.ndarray:
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_things_stand_apart_and_inside_the_canvas(seed):
     things = scene_of(seed).things
     assert 1 <= len(things) <= 4
@@ -55,19 +54,16 @@ def test_things_stand_apart_and_inside_the_canvas(seed):
 
 
 @given(seeds, st.sampled_from((1, 2, 3, 4)))
-@settings(deadline=None)
 def test_count_fixes_the_number_of_things(seed, count):
     assert len(world.sample_scene(random.Random(seed), count=count).things) == count
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_a_seed_always_gives_the_same_scene(seed):
     assert scene_of(seed) == scene_of(seed)
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_a_scene_survives_json(seed):
     scene = scene_of(seed, styled=0.5)
     again = Scene.from_dict(json.loads(json.dumps(scene.to_dict())))
@@ -78,7 +74,6 @@ def test_a_scene_survives_json(seed):
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_captions_are_in_the_grammar(seed):
     rng = random.Random(seed)
     scene = world.sample_scene(rng, styled=0.5)
@@ -87,7 +82,6 @@ def test_captions_are_in_the_grammar(seed):
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_a_caption_names_every_kind_as_often_as_it_stands_there(seed):
     rng = random.Random(seed)
     scene = world.sample_scene(rng)
@@ -100,7 +94,6 @@ def test_a_caption_names_every_kind_as_often_as_it_stands_there(seed):
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_a_relation_in_a_caption_holds(seed):
     rng = random.Random(seed)
     scene = world.sample_scene(rng, count=2)
@@ -121,7 +114,6 @@ def test_at_least_fifteen_percent_of_scenes_repeat_a_kind():
 
 
 @given(seeds)
-@settings(deadline=None)
 def test_held_out_does_not_depend_on_order_place_or_ground(seed):
     scene = scene_of(seed)
     other = Scene("gray", tuple(Thing(*t.kind, 0.5, 0.5, 0.1) for t in reversed(scene.things)), "at night")
@@ -147,7 +139,7 @@ def test_a_template_fills_its_box(shape):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_larger_rendering_is_the_same_picture(seed):
     scene = scene_of(seed)
     small = np.asarray(world.render(scene, 64, supersample=4), float)
@@ -156,7 +148,7 @@ def test_a_larger_rendering_is_the_same_picture(seed):
 
 
 @given(seeds)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_night_multiplies_and_fog_blends_every_value(seed):
     scene = world.plain(scene_of(seed))
     day = world.render(scene, 32)
