@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
+from diffguide import zoo
 from diffguide.errors import ModelError, ParamError
-from diffguide.zoo.models import folder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -35,8 +35,7 @@ def load(model: Any, device: str | None = None, dtype: str | None = None) -> tup
 
 
 def _read(name: str, dtype: torch.dtype) -> Any:
-    embedded = folder(name) if Path(name).name == name else None
-    source = str(embedded) if embedded and (embedded / "model_index.json").exists() else name
+    source = str(zoo.path(name)) if name in zoo.names() else name
     try:
         return DiffusionPipeline.from_pretrained(source, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError) as fault:

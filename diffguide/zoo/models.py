@@ -1,6 +1,5 @@
-"""The embedded models: what they are built of, and where their trained folders lie."""
+"""The embedded models: what they are built of."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -107,8 +106,3 @@ def standardise(vae: Any, mean: torch.Tensor, std: torch.Tensor) -> None:
     encode.bias[n:] = -30
     decode.bias += (decode.weight[:, :, 0, 0] * mean).sum(1)
     decode.weight *= std[None, :, None, None]
-
-
-def folder(name: str) -> Path:
-    """Where the trained model of this name lies, whether or not it is there."""
-    return Path(__file__).parent / "models" / name
