@@ -50,7 +50,7 @@ class Param:
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
         for number in numbers:
-            if not math.isfinite(number):
+            if isinstance(number, float) and not math.isfinite(number):  # a whole number may be too large to ask
                 raise ParamError(f"{owner}.{self.name} = {value} is not finite: {self.help}")
             if not low <= number <= high:
                 raise ParamError(f"{owner}.{self.name} = {value} is outside {self.range}: {self.help}")
