@@ -15,6 +15,7 @@ from PIL import Image
 
 import diffguide
 from diffguide import cli
+from diffguide.cli import machine
 from diffguide.errors import SteeringError
 from diffguide.recipe import Recipe
 
@@ -261,9 +262,9 @@ def test_the_doctor_tells_what_is_there(capsys, monkeypatch):
     assert cli.main(["doctor", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["versions"]["torch"] and "float32" in found["devices"][0]["dtypes"]
-    assert {e["name"] for e in found["extras"]} == set(cli.EXTRAS)
-    monkeypatch.setattr(cli, "LIBRARIES", ("torch", "no-such-library"))
-    monkeypatch.setattr(cli, "EXTRAS", {"app": ("no_such_module", "the editor")})
+    assert {e["name"] for e in found["extras"]} == set(machine.EXTRAS)
+    monkeypatch.setattr(machine, "LIBRARIES", ("torch", "no-such-library"))
+    monkeypatch.setattr(machine, "EXTRAS", {"app": ("no_such_module", "the editor")})
     assert cli.main(["doctor"]) == 1
     shown = capsys.readouterr().out
     assert "no-such-library MISSING" in shown and "pip install 'diffguide[app]'" in shown

@@ -1,0 +1,192 @@
+"""The command line. Every command imports what it needs when it runs, so that help is shown at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from diffguide import __version__
+from diffguide.cli.drawing import check_writable, demo, generate, maps, picture_paths, quiet, recipe_of, run
+from diffguide.cli.looking import bench, methods, zoo_card, zoo_list, zoo_train
+from diffguide.cli.machine import EXTRAS, LIBRARIES, doctor, examine
+from diffguide.errors import DiffguideError
+
+__all__ = [
+    "EXTRAS",
+    "LIBRARIES",
+    "bench",
+    "check_writable",
+    "demo",
+    "doctor",
+    "examine",
+    "generate",
+    "main",
+    "maps",
+    "methods",
+    "parser",
+    "picture_paths",
+    "quiet",
+    "recipe_of",
+    "run",
+    "zoo_card",
+    "zoo_list",
+    "zoo_train",
+]
+
+WRONG, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 done, 2 wrong input, 130 interrupted."""
+    try:
+        options = parser().parse_args(argv)
+        return options.command(options) or 0
+    except SystemExit as stop:  # argparse: help, version or an error that it has told
+        return stop.code if isinstance(stop.code, int) else WRONG
+    except DiffguideError as error:
+        return _fail(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        return _fail("the device is out of memory; draw smaller pictures, use --dtype float16, or --device cpu")
+
+
+def _fail(message: str) -> int:
+    print(f"diffguide: error: {' '.join(message.split())}", file=sys.stderr)
+    return WRONG
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message} (see {self.prog} --help)")
+        raise SystemExit(WRONG)
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    top = _Parser(prog="diffguide", description="Steer attention in diffusers pipelines, without training anything.")
+    top.add_argument("--version", action="version", version=f"diffguide {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, run: Any, help: str, among: Any = commands) -> argparse.ArgumentParser:
+        command = among.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".")
+        command.set_defaults(command=run)
+        return command
+
+    p = add("demo", demo, "draw one layout on the embedded model, unguided and guided, and let the detector judge")
+    p.add_argument("--out", default="demo.png", metavar="FILE", help="the picture (default: %(default)s)")
+    p.add_argument("--seed", type=int, default=0, help="of the noise, the same for both (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=30, help="denoising steps (default: %(default)s)")
+    _where(p, dtype=False)
+    _json(p)
+
+    p = add("generate", generate, "draw pictures from a prompt, a layout and methods")
+    _drawing(p)
+    p.add_argument(
+        "--out", default="picture.png", metavar="PATH", help="a .png, or a folder for SEED.png (default: %(default)s)"
+    )
+    p.add_argument("--maps", metavar="DIR", help="also write the map of every word into this folder")
+    _json(p)
+
+    p = add("maps", maps, "draw a picture and write where each word was looked at")
+    _drawing(p)
+    p.add_argument("--words", metavar="A,B", help="words or phrases of the prompt (default: every word)")
+    p.add_argument(
+        "--out", default="maps", metavar="DIR", help="folder of the overlays and arrays (default: %(default)s)"
+    )
+    _json(p)
+
+    p = add("run", run, "draw again from a recipe.json, or from a picture that carries its recipe")
+    p.add_argument("recipe", metavar="FILE", help="a recipe.json (all its pictures) or a .png (that picture)")
+    p.add_argument(
+        "--out", metavar="PATH", help="a .png, or a folder for SEED.png (default: NAME-again.png in this folder)"
+    )
+    p.add_argument("--maps", metavar="DIR", help="also write the map of every word into this folder")
+    p.add_argument("--model", help="instead of the recipe's")
+    _where(p, model=False, default=None)
+    _json(p)
+
+    p = add("methods", methods, "list the methods with their parameters")
+    p.add_argument("name", nargs="?", metavar="NAME", help="only this one")
+    _json(p)
+
+    zoo = commands.add_parser(
+        "zoo", help="list, train and describe the embedded models", description="The embedded models."
+    )
+    among = zoo.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _json(add("list", zoo_list, "list the embedded models", among))
+    p = add("train", zoo_train, "train an embedded model from nothing, or carry on where that stopped", among)
+    p.add_argument("name", metavar="NAME", help="such as shapes-unet")
+    p.add_argument("--work", required=True, metavar="DIR", help="folder of the checkpoints and everything between")
+    p.add_argument("--steps", type=int, help="steps of the denoiser (default: the model card's)")
+    p.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="processes that share a batch, on a CPU one a core (default: %(default)s)",
+    )
+    p.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    p.add_argument("--minutes", type=float, help="stop at a checkpoint after this long")
+    p.add_argument(
+        "--start-from", metavar="FOLDER", help="begin with the weights of this pipeline, keep its autoencoder"
+    )
+    p.add_argument("--seed", type=int, default=0, help="of data and weights (default: %(default)s)")
+    p = add("card", zoo_card, "print the card of an embedded model", among)
+    p.add_argument("name", nargs="?", default="shapes-unet", metavar="NAME", help="(default: %(default)s)")
+
+    p = add("bench", bench, "measure methods against the plain pipeline")
+    p.add_argument("name", metavar="NAME", help="which bench: layout")
+    p.add_argument(
+        "--methods", metavar="A,B", help="methods to compare, none for the plain run (default: the bench's own)"
+    )
+    p.add_argument("--limit", type=int, metavar="N", help="only the first N scenes")
+    p.add_argument("--seeds", type=int, metavar="N", help="seeds of each scene")
+    p.add_argument("--json", metavar="FILE", help="write the figures as JSON")
+    p.add_argument("--out", metavar="DIR", help="write a report with pictures into this folder")
+    _where(p)
+
+    _json(add("doctor", doctor, "show versions and devices, and what is missing for what"))
+    return top
+
+
+def _drawing(p: argparse.ArgumentParser) -> None:
+    p.add_argument("prompt", metavar="PROMPT")
+    p.add_argument("--negative-prompt", metavar="TEXT", help="what to keep out")
+    p.add_argument("--layout", metavar="FILE", help="a layout.json: phrases of the prompt and their boxes")
+    p.add_argument(
+        "--method", action="append", metavar="NAME", help="a method, or none; may be repeated (with --layout: bacon)"
+    )
+    p.add_argument(
+        "--set", action="append", default=[], metavar="NAME.param=VALUE", help="a parameter; may be repeated"
+    )
+    p.add_argument("--steps", type=int, default=30, help="denoising steps (default: %(default)s)")
+    p.add_argument("--guidance-scale", type=float, help="of classifier-free guidance (default: 4 embedded, else 7.5)")
+    p.add_argument(
+        "--seed", type=int, default=0, help="of the first picture; each next one adds 1 (default: %(default)s)"
+    )
+    p.add_argument("--num-images", type=int, default=1, metavar="N", help="how many pictures (default: %(default)s)")
+    p.add_argument("--width", type=int, help="pixels, a multiple of 8 (default: the model's)")
+    p.add_argument("--height", type=int, help="pixels, a multiple of 8 (default: the model's)")
+    p.add_argument("--scheduler", metavar="NAME", help="such as ddim, euler, dpm++, unipc (default: the model's)")
+    _where(p)
+
+
+def _where(
+    p: argparse.ArgumentParser, *, model: bool = True, dtype: bool = True, default: str | None = "shapes-unet"
+) -> None:
+    if model:
+        p.add_argument("--model", default=default, help="embedded model, folder, or hub id (default: %(default)s)")
+    p.add_argument("--device", help="such as cpu or cuda:0 (default: the best there is)")
+    if dtype:
+        choices = ("float32", "float16", "bfloat16")
+        p.add_argument("--dtype", default="float32" if default else None, choices=choices, help="of the weights")
+
+
+def _json(p: argparse.ArgumentParser) -> None:
+    p.add_argument("--json", action="store_true", help="print one JSON object on stdout")

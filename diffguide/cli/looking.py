@@ -1,0 +1,130 @@
+"""Commands about methods, embedded models and benches."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffguide.cli.drawing import check_writable
+from diffguide.cli.terminal import print_json, tell
+from diffguide.errors import ModelError, ParamError
+
+
+def methods(options: argparse.Namespace) -> None:
+    from diffguide import describe
+    from diffguide.processors import named
+
+    rows = [describe.describe(named(options.name))] if options.name else describe.table()
+    if options.json:
+        print_json({"methods": rows})
+        return
+    for number, row in enumerate(rows):
+        needs = "; needs a layout" if row["layout"] else ""
+        paper = f" [{row['paper']}]" if row["paper"] else ""
+        print(("\n" if number else "") + f"{row['name']}: {row['help']}{paper}{needs}")
+        cells = [
+            [f"  {p['name']}", p["type"], _text(p["default"], p["type"]), p["range"], p["help"]] for p in row["params"]
+        ]
+        for line in _columns(cells):
+            print(line)
+
+
+def _text(value: Any, kind: str) -> str:
+    """A default as it would be written behind --set."""
+    if isinstance(value, list):
+        return (":" if kind == "start:stop" else ",").join(map(str, value)) or "()"
+    return str(value).lower() if isinstance(value, bool | None) else str(value)
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of texts in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def zoo_list(options: argparse.Namespace) -> None:
+    from diffguide import zoo
+
+    rows = []
+    for name in zoo.MODELS:
+        folder = zoo.path(name) if name in zoo.names() else None
+        size = sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()) / 2**20 if folder else 0.0
+        rows.append({"name": name, "path": str(folder) if folder else None, "mib": round(size, 1)})
+    if options.json:
+        print_json({"models": rows})
+        return
+    for row in rows:
+        print(f"{row['name']}: {row['mib']} MiB in {row['path']}" if row["path"] else f"{row['name']}: not trained yet")
+
+
+def zoo_card(options: argparse.Namespace) -> None:
+    from diffguide import zoo
+
+    card = zoo.path(options.name) / "README.md"
+    if not card.is_file():
+        raise ModelError(f"{options.name} has no card: {card} is missing; install diffguide again")
+    print(card.read_text(encoding="utf-8").rstrip())
+
+
+def zoo_train(options: argparse.Namespace) -> None:
+    import dataclasses
+    import math
+    import time
+
+    from diffguide import zoo
+
+    if options.name not in zoo.MODELS:
+        raise ParamError(f"no embedded model is called {options.name!r} (known: {', '.join(zoo.MODELS)})")
+    for name in ("steps", "workers", "minutes"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ParamError(f"--{name} = {value} is not above 0")
+    work = Path(options.work)
+    check_writable(work / "plan.json")
+
+    from diffguide.pipelines.source import usable
+    from diffguide.zoo.train import Plan, train
+
+    usable(options.device)
+    plan = Plan(seed=options.seed)
+    if options.steps is not None:
+        plan = dataclasses.replace(plan, steps=options.steps)
+    until = math.inf if options.minutes is None else time.time() + 60 * options.minutes
+    start = Path(options.start_from) if options.start_from else None
+    if start is not None and not (start / "model_index.json").is_file():
+        raise ModelError(f"--start-from {start} is not the folder of a pipeline: it has no model_index.json")
+    finished = train(work, plan, options.device, workers=options.workers, until=until, start=start)
+    if finished is None:
+        tell(f"stopped at a checkpoint in {work}; the same command carries on")
+        return
+    from diffguide.zoo.export import export
+
+    export(work)
+    tell(f"{options.name} is trained; it lies, with its card, in {work / options.name}")
+
+
+def bench(options: argparse.Namespace) -> None:
+    for name in ("limit", "seeds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ParamError(f"--{name} = {value} is below 1")
+    if options.json:
+        check_writable(Path(options.json))
+    if options.out:
+        check_writable(Path(options.out) / "report.md")
+
+    from diffguide import bench as benches
+
+    if options.name not in benches.names():
+        raise ParamError(f"no bench is called {options.name!r} (known: {', '.join(benches.names())})")
+    benches.run_bench(
+        options.name,
+        model=options.model,
+        methods=[m.strip() for m in options.methods.split(",")] if options.methods else None,
+        limit=options.limit,
+        seeds=options.seeds,
+        json=options.json,
+        out=options.out,
+        device=options.device,
+        dtype=options.dtype,
+    )
