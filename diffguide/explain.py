@@ -131,6 +131,10 @@ def explain(
 def notes(pipe: Any, model: nn.Module, methods: list[Method]) -> list[str]:
     """What works, but not as one may expect."""
     found = []
+    inside = [m for m in methods if m.asks("observe") or (m.asks("attend") and m.branch != "weak")]
+    if inside and passes.is_compiled(model):
+        names = ", ".join(type(m).__name__ for m in inside)
+        found.append(f"{names} acts inside the model's own pass, which then runs without torch.compile")
     if any(m.asks("loss") for m in methods):
         if "Inpaint" in type(pipe).__name__ and model.config.in_channels == model.config.out_channels:  # type: ignore[union-attr]
             found.append(

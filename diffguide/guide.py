@@ -277,6 +277,7 @@ class Guide:
             chosen = [m for m in inside if site in m.where(run.sites)]
             if chosen or site in watched:
                 at[site] = functools.partial(handler, site, chosen)
+        run.swap.enter_context(passes.eager(self.model))
         run.swap.enter_context(passes.steered(at))
 
     def _shift(self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
@@ -321,7 +322,7 @@ class Guide:
             return chain([method], call)
 
         at = {site: functools.partial(handler, site) for site in method.where(run.sites)}
-        with passes.steered(at):
+        with passes.eager(self.model), passes.steered(at):
             out = passes.evaluate(self.model, *cut)
         self.report.forwards += 1
         return self.family.prediction(out)

@@ -43,13 +43,17 @@ def differentiable(model: nn.Module) -> Iterator[None]:
     thawed = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
     for p in thawed:
         p.requires_grad_(False)
-    stance = torch.compiler.set_stance("force_eager") if is_compiled(model) else contextlib.nullcontext()
     try:
-        with stance, torch.inference_mode(False), torch.enable_grad():
+        with eager(model), torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for p in thawed:
             p.requires_grad_(True)
+
+
+def eager(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
+    """Leave compiled code out: handlers are new in every step, and compiled, each would be a recompilation."""
+    return torch.compiler.set_stance("force_eager") if is_compiled(model) else contextlib.nullcontext()
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -83,8 +83,9 @@ def export(work: Path, folder: Path | None = None, *, pictures: int = 100, devic
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     pipe.to(torch.float16).save_pretrained(part)
+    clean(part)
     # what is scored is what is shipped: the rounded weights, in float32 arithmetic
-    pipe = StableDiffusionPipeline.from_pretrained(part, torch_dtype=torch.float32).to(device)
+    pipe = StableDiffusionPipeline.from_pretrained(part, dtype=torch.float32).to(device)
     scores = evaluate(pipe, pictures=pictures)
     sample_sheet(pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet).save(part / "samples.png", optimize=True)
     logs = {stage: _log(work / f"{stage}.jsonl") for stage in STAGES}
@@ -96,6 +97,18 @@ def export(work: Path, folder: Path | None = None, *, pictures: int = 100, devic
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return scores
+
+
+def clean(folder: Path) -> None:
+    """Take machine paths out of the configurations, and let transformers load half-precision weights as float32."""
+    for path in folder.rglob("*.json"):
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict) or path.name == "tokenizer.json":
+            continue
+        values.pop("_name_or_path", None)
+        if "dtype" in values:
+            values["dtype"] = "float32"
+        path.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def _log(path: Path) -> list[dict[str, Any]]:
@@ -136,10 +149,9 @@ def card(
     name: str, plan: dict[str, Any], logs: dict[str, list[dict[str, Any]]], scores: Scores, weights: dict[str, float]
 ) -> str:
     """The model card, every figure from the run or from its scores."""
+    steps = {"vae": plan["vae_steps"], "unet": plan["steps"], "decoder": plan["decoder_steps"]}
     times = "\n".join(
-        f"| {STAGES[stage]} | {rows[-1]['step'] + 1} | {rows[-1]['seconds'] / 60:.0f} |"
-        for stage, rows in logs.items()
-        if rows
+        f"| {STAGES[stage]} | {steps[stage]} | {rows[-1]['seconds'] / 60:.0f} |" for stage, rows in logs.items() if rows
     )
     found = "\n".join(
         f"| {n} | {scores.complete[n]:.0%} | {scores.present[n]:.0%} | {scores.extra[n]:.2f} |"

@@ -203,7 +203,7 @@ def train_unet(
     tokenizer = build_tokenizer()
     text, unet = build_text_encoder(tokenizer), build_unet()
     if start is not None:
-        begun = StableDiffusionPipeline.from_pretrained(start, torch_dtype=torch.float32)
+        begun = StableDiffusionPipeline.from_pretrained(start, dtype=torch.float32)
         text.load_state_dict(begun.text_encoder.state_dict())
         unet.load_state_dict(begun.unet.state_dict())
     text, unet = text.to(device), unet.to(device, memory_format=torch.channels_last)
@@ -221,7 +221,9 @@ def train_unet(
     )
     fall = round(plan.steps * (1 - plan.fall))
     for step in run.steps(plan.steps, plan.keep_every, until, "U-Net", milestone=fall):
-        set_rate(optimizer, plan.rate * min(1, (step + 1) / plan.warmup, (plan.steps - step) / (plan.steps - fall)))
+        set_rate(
+            optimizer, plan.rate * min(1, (step + 1) / plan.warmup, (plan.steps - step) / max(1, plan.steps - fall))
+        )
         rng = random.Random(plan.seed * 1_000_003 + step)
         chosen = rng.sample(range(len(latents)), plan.batch)
         said = ["" if rng.random() < plan.unconditional else caption(scenes[i], rng) for i in chosen]
@@ -390,7 +392,7 @@ def autocast(device: str) -> AbstractContextManager[Any]:
 
 
 def load_vae(folder: Path, device: str) -> Any:
-    vae: Any = AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32)
+    vae: Any = AutoencoderKL.from_pretrained(folder, dtype=torch.float32)
     return vae.to(device)
 
 
