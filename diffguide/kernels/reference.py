@@ -47,5 +47,5 @@ def probabilities(
     if mask is not None:
         logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask.float()
     chosen = slice(None) if columns is None else columns
-    maps = (logits - logits.logsumexp(-1, keepdim=True))[..., chosen].exp()
+    maps = (logits[..., chosen] - logits.logsumexp(-1, keepdim=True)).exp()
     return maps.mean(1) if head_mean else maps
