@@ -5,6 +5,7 @@ The folder `families` is the list: each of its files defines one subclass of `Fa
 
 import importlib
 import pkgutil
+from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import torch
@@ -17,23 +18,26 @@ from diffguide.site import Grid, Site
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-class Family:
+class Family(ABC):
     """Base of the families. Defaults fit denoisers that take [B, C, h, w] latents first, text states by keyword."""
 
     models: ClassVar[tuple[str, ...]] = ()  # class names of denoisers
     latent: ClassVar[tuple[str, int]] = ("sample", 0)  # name and position of the latents among the arguments
 
+    @abstractmethod
     def sites(self, model: nn.Module) -> list[Site]:
         """The attention modules, in no particular order."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def grid(self, site: Site, size: Grid) -> Grid:
         """Height and width, in tokens, of a site when the latents have this height and width."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def branches(self, pipe: Any, rows: int) -> dict[str, slice]:
         """Which rows of a denoiser call belong to which branch."""
-        raise NotImplementedError
+        ...
 
     def refusals(self, pipe: Any) -> list[str]:
         """Reasons why this pipeline cannot be steered, each with the fix."""
@@ -82,9 +86,10 @@ class Family:
         side: Any = bare(model).config.sample_size  # type: ignore[union-attr]
         return (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
 
+    @abstractmethod
     def example(self, model: nn.Module, size: Grid) -> Arguments:
         """Arguments of one denoiser call for one picture of this latent size, of zeros, to estimate memory with."""
-        raise NotImplementedError
+        ...
 
     def columns(self, pipe: Any, prompt: str | None, phrase: str, occurrence: int | None) -> list[int]:
         """Columns of a phrase in the text states; raises PromptError when they cannot be found."""
