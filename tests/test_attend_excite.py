@@ -103,10 +103,9 @@ def test_diffusers_pipeline_moves_the_same_latents(guidance: float) -> None:
     """The deprecated pipeline as a witness: same indices, same repetitions, same latents.
 
     It skips `scale_model_input`, which changes nothing with DDIM, and its smoothing is the one our `smooth`
-    reproduces; our
-    The bound is relative: the absolute difference after 43 moves is 2.1e-5 at latents of about 8, above 1e-5. Rounding in
-    float32 is the likely cause; it was not traced.
-    `side` is its `attn_res`, our `refine` and `targets` its `thresholds`, our `window` its `max_iter_to_alter`.
+    reproduces; our `side` is its `attn_res`, our `refine` and `targets` its `thresholds`, our `window` its
+    `max_iter_to_alter`. The bound is relative: after 43 moves the absolute difference is 2.1e-5 at latents of about 8,
+    above 1e-5. Rounding in float32 is the likely cause; it was not traced.
     """
     sched = DDIMScheduler(**tiny.NOISE, clip_sample=False, set_alpha_to_one=False)
     parts: dict[str, Any] = tiny.sd(sched).components
