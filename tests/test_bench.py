@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffguide import bench
-from diffguide.bench import early_stop, layout, scenes, sheet, statistics, tables
+from diffguide.bench import early_stop, layout, ledger, scenes, sheet, statistics, tables
 from diffguide.errors import ModelError, OutputError, ParamError
 from diffguide.tokens import find
 from diffguide.zoo.models import TEXT_WIDTH, assemble, build_text_encoder
@@ -296,10 +296,10 @@ def test_killed_run_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
 
 def test_run_with_other_settings_starts_anew(tmp_path):
     path = tmp_path / "part.jsonl"
-    layout._Ledger(path, {"steps": 1}).add({"batch": 0, "runs": {}})
-    assert set(layout._Ledger(path, {"steps": 1}).records) == {0}
-    assert not layout._Ledger(path, {"steps": 2}).records
-    assert not layout._Ledger(path, {"steps": 1}).records
+    ledger.Ledger(path, {"steps": 1}).add({"batch": 0, "runs": {}})
+    assert set(ledger.Ledger(path, {"steps": 1}).records) == {0}
+    assert not ledger.Ledger(path, {"steps": 2}).records
+    assert not ledger.Ledger(path, {"steps": 1}).records
 
 
 def test_perfect_pictures_score_perfectly():

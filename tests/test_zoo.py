@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 
 from diffguide import zoo
 from diffguide.errors import ModelError
+from diffguide.zoo.autoencoder import crops
 from diffguide.zoo.data import pictures, training_scene
 from diffguide.zoo.models import build_unet, build_vae, standardise
+from diffguide.zoo.plan import Plan
 from diffguide.zoo.tokenizer import SPLIT, build_tokenizer
-from diffguide.zoo.train import Plan, crops, train
+from diffguide.zoo.train import train
 from diffguide.zoo.world import VOCABULARY, caption, sample_scene
 
 TINY = Plan(

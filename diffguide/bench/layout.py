@@ -4,129 +4,30 @@ Every method draws the same scenes from the same noise. Each batch is drawn by o
 pipeline first, so that what the machine does meanwhile falls on all of them alike.
 """
 
-import ctypes
-import dataclasses
-import gc
-import json
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 from tqdm import tqdm
 
+from diffguide.bench.contenders import PLAIN, Contender, contenders
+from diffguide.bench.drawing import GUIDANCE_SCALE, Drawn, Job, draw, machine
+from diffguide.bench.ledger import Ledger, Record
 from diffguide.bench.scenes import Task, load_tasks
 from diffguide.bench.sheet import Row, contact_sheet
 from diffguide.bench.statistics import Interval, ratio
-from diffguide.errors import ParamError
-from diffguide.guide import Guide
-from diffguide.layout import Layout, Region
-from diffguide.method import Method
-from diffguide.processors import named
-from diffguide.report import peak, reset_peak
 from diffguide.zoo.detector import Score, detect, score
 from diffguide.zoo.world import render
 
 OPTIONS = ("methods", "limit", "seeds", "batch", "steps")
-PLAIN = "none"
 METHODS = (PLAIN, "attend-excite", "backward-guidance", "bacon")
 STEPS = 30
-GUIDANCE_SCALE = 5.0
 SEEDS = 2
 BATCH = 10
 ON_SHEET = 12  # scenes: the first of the list, with seed 0
 WARMUP_STEPS = 2
-
-Record = dict[str, Any]  # a batch, as it is kept in the file of a run that is not over
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A method with its settings, still without the layouts; the plain pipeline has none."""
-
-    label: str
-    method: type[Method] | None
-    settings: dict[str, Any]
-
-    def build(self, layouts: Sequence[Layout]) -> Method | None:
-        """The method for a batch, one layout for each picture."""
-        if self.method is None:
-            return None
-        wants = {"layout": list(layouts)} if _needs(self.method) else {}
-        return self.method(**wants, **self.settings)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One picture to be drawn."""
-
-    task: Task
-    seed: int
-
-    def noise(self) -> torch.Generator:
-        """Depends on scene and seed alone, not on the method, the batch or the device."""
-        return torch.Generator("cpu").manual_seed(1000 * self.task.index + self.seed)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """A batch of pictures and its cost: seconds and MiB for the batch, forwards and backwards for each picture."""
-
-    pictures: list[Image.Image]
-    seconds: float
-    memory: float
-    forwards: float
-    backwards: float
-
-
-def contenders(methods: Sequence[str]) -> list[Contender]:
-    """The plain pipeline, then the methods in the given order.
-
-    Raises:
-        ParamError: a method or setting is unknown or out of range, listed twice, or needs what a layout does not give.
-    """
-    if isinstance(methods, str):
-        raise ParamError(f"methods = {methods!r} is one text; give a list of names")
-    found = [Contender(PLAIN, None, {})]
-    for text in methods:
-        if text != PLAIN:
-            found.append(_contender(text))
-    labels = [c.label for c in found]
-    twice = [label for label in labels if labels.count(label) > 1]
-    if twice:
-        raise ParamError(f"{twice[0]} is listed twice")
-    for contender in found:
-        contender.build([Layout(Region("a thing", box=(0.0, 0.0, 1.0, 1.0)))])
-    return found
-
-
-def _contender(text: str) -> Contender:
-    """`NAME` or `NAME+PARAM=VALUE+...`."""
-    name, *pairs = text.split("+")
-    method = named(name)
-    knobs = {knob.name: knob for knob in method.params()}
-    settings = {}
-    for pair in pairs:
-        key, _, value = pair.partition("=")
-        if key not in knobs:
-            raise ParamError(f"{method.__name__} has no parameter {key!r} (known: {', '.join(knobs)})")
-        settings[key] = knobs[key].parse(method.__name__, value)
-    foreign = [field for field in _needs(method) if field != "layout"]
-    if foreign:
-        raise ParamError(f"{method.__name__} needs {', '.join(foreign)}, which this bench does not have")
-    return Contender(text, method, settings)
-
-
-def _needs(method: type[Method]) -> list[str]:
-    """Fields without a default."""
-    missing = dataclasses.MISSING
-    return [f.name for f in dataclasses.fields(method) if f.default is missing and f.default_factory is missing]
 
 
 def check(*, methods: Sequence[str] = METHODS, **_: int) -> None:
@@ -162,14 +63,14 @@ def run(
         "scheduler": "DDIM",
         "guidance_scale": GUIDANCE_SCALE,
         "batch": batch,
-        **_machine(pipe),
+        **machine(pipe),
     }
     plain = pipe.scheduler
     bar_config = getattr(pipe, "_progress_bar_config", {})
     pipe.scheduler = DDIMScheduler.from_config(plain.config)
     pipe.set_progress_bar_config(disable=True)
     try:
-        ledger = _Ledger(part, {**frame, "settings": settings, "methods": [c.label for c in chosen]})
+        ledger = Ledger(part, {**frame, "settings": settings, "methods": [c.label for c in chosen]})
         records = _draw_all(pipe, batches, chosen, steps, ledger, out, progress)
     finally:
         pipe.scheduler = plain
@@ -185,48 +86,12 @@ def run(
     return found
 
 
-def draw(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Drawn:
-    """One batch by one method."""
-    method = contender.build([job.task.layout for job in jobs])
-    guide = Guide(pipe, method) if method is not None else None
-    cuda = next(pipe.unet.parameters()).is_cuda
-    _settle(cuda)
-    reset_peak(cuda)
-    with guide or nullcontext():
-        began = time.perf_counter()
-        pictures = pipe(
-            [job.task.caption for job in jobs],
-            num_inference_steps=steps,
-            guidance_scale=GUIDANCE_SCALE,
-            generator=[job.noise() for job in jobs],
-        ).images
-        if cuda:
-            torch.cuda.synchronize()
-        seconds, memory = time.perf_counter() - began, peak(cuda)
-    if guide is None or method is None or method.inert:
-        rows = 2 if GUIDANCE_SCALE > 1 else 1
-        return Drawn(pictures, seconds, memory, float(rows * len(pipe.scheduler.timesteps)), 0.0)
-    return Drawn(pictures, seconds, memory, guide.report.forwards, guide.report.backwards)
-
-
-def _settle(cuda: bool) -> None:
-    """Give freed memory back, so that one method's peak is not counted for the next."""
-    gc.collect()
-    if cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.synchronize()
-    elif sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own; other C libraries have none
-        if trim is not None:
-            trim(0)
-
-
 def _draw_all(
     pipe: Any,
     batches: list[list[Job]],
     chosen: list[Contender],
     steps: int,
-    ledger: "_Ledger",
+    ledger: Ledger,
     out: Path | None,
     progress: bool,
 ) -> list[Record]:
@@ -321,44 +186,6 @@ def detector_figures(tasks: Sequence[Task]) -> dict[str, Any]:
     """The detector's own figures on the drawn truth of these scenes: what it misses, no method can have right."""
     truth = [{"scene": t.index, **_counts(score(detect(render(t.scene)), t.scene))} for t in tasks]
     return {"n": len(tasks), **shares(truth)}
-
-
-def _machine(pipe: Any) -> dict[str, Any]:
-    weight = next(pipe.unet.parameters())
-    device = torch.cuda.get_device_name(weight.device) if weight.is_cuda else weight.device.type
-    return {"device": device, "dtype": str(weight.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
-
-
-class _Ledger:
-    """Records of batches by number, kept in a file of JSON lines, the first of which tells what the run depends on."""
-
-    def __init__(self, path: Path | None, key: dict[str, Any]) -> None:
-        self.path, self.records = path, {}
-        head = json.dumps(key, sort_keys=True)
-        if path is None:
-            return
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        if lines and lines[0] == head:
-            self.records: dict[int, Record] = {r["batch"]: r for r in _whole(lines[1:])}
-        # written anew: a killed run may have left half a line
-        kept = [head, *(json.dumps(r) for r in self.records.values())]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-    def add(self, record: Record) -> None:
-        self.records[record["batch"]] = record
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-
-
-def _whole(lines: list[str]) -> list[Record]:
-    found = []
-    for line in lines:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found
 
 
 def _picture(out: Path | None, task: Task, contender: Contender) -> Path:

@@ -83,7 +83,8 @@ def zoo_train(options: argparse.Namespace) -> None:
     check_writable(work / "plan.json")
 
     from diffguide.pipelines.source import usable
-    from diffguide.zoo.train import Plan, train
+    from diffguide.zoo.plan import Plan
+    from diffguide.zoo.train import train
 
     usable(options.device)
     plan = Plan(seed=options.seed)

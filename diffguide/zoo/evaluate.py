@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from diffguide.zoo.autoencoder import to_model, to_picture
 from diffguide.zoo.detector import detect, score
-from diffguide.zoo.train import to_model, to_picture
 from diffguide.zoo.world import Scene, caption, plain, render, sample_scene
 
 STEPS, GUIDANCE = 30, 4.0

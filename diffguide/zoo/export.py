@@ -10,8 +10,8 @@ import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
+from diffguide.zoo.denoiser import sample_sheet
 from diffguide.zoo.evaluate import GUIDANCE, STEPS, Scores, evaluate
-from diffguide.zoo.train import sample_sheet
 
 CARD = """---
 license: apache-2.0

@@ -1,0 +1,85 @@
+"""One batch drawn by one contender, and what it cost."""
+
+import ctypes
+import gc
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+
+from diffguide.bench.contenders import Contender
+from diffguide.bench.scenes import Task
+from diffguide.guide import Guide
+from diffguide.report import peak, reset_peak
+
+GUIDANCE_SCALE = 5.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to be drawn."""
+
+    task: Task
+    seed: int
+
+    def noise(self) -> torch.Generator:
+        """Depends on scene and seed alone, not on the method, the batch or the device."""
+        return torch.Generator("cpu").manual_seed(1000 * self.task.index + self.seed)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A batch of pictures and its cost: seconds and MiB for the batch, forwards and backwards for each picture."""
+
+    pictures: list[Image.Image]
+    seconds: float
+    memory: float
+    forwards: float
+    backwards: float
+
+
+def draw(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Drawn:
+    """One batch by one method."""
+    method = contender.build([job.task.layout for job in jobs])
+    guide = Guide(pipe, method) if method is not None else None
+    cuda = next(pipe.unet.parameters()).is_cuda
+    _settle(cuda)
+    reset_peak(cuda)
+    with guide or nullcontext():
+        began = time.perf_counter()
+        pictures = pipe(
+            [job.task.caption for job in jobs],
+            num_inference_steps=steps,
+            guidance_scale=GUIDANCE_SCALE,
+            generator=[job.noise() for job in jobs],
+        ).images
+        if cuda:
+            torch.cuda.synchronize()
+        seconds, memory = time.perf_counter() - began, peak(cuda)
+    if guide is None or method is None or method.inert:
+        rows = 2 if GUIDANCE_SCALE > 1 else 1
+        return Drawn(pictures, seconds, memory, float(rows * len(pipe.scheduler.timesteps)), 0.0)
+    return Drawn(pictures, seconds, memory, guide.report.forwards, guide.report.backwards)
+
+
+def _settle(cuda: bool) -> None:
+    """Give freed memory back, so that one method's peak is not counted for the next."""
+    gc.collect()
+    if cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize()
+    elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's own; other C libraries have none
+        if trim is not None:
+            trim(0)
+
+
+def machine(pipe: Any) -> dict[str, Any]:
+    weight = next(pipe.unet.parameters())
+    device = torch.cuda.get_device_name(weight.device) if weight.is_cuda else weight.device.type
+    return {"device": device, "dtype": str(weight.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}
