@@ -195,16 +195,18 @@ def gradient_memory(
     """MiB that a gradient pass saves for its backward, for one picture, counted on tensors without memory."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    saved: dict[int, int] = {}  # bytes by storage
+    saved: dict[int, Any] = {}  # storages by address, held so that no address comes twice
 
     def keep(t: Tensor) -> Tensor:
         if not isinstance(t, nn.Parameter):
             storage = t.untyped_storage()
-            saved[storage._cdata] = storage.nbytes()
+            saved[storage._cdata] = storage
         return t
 
     wishes = {(i, name): wish for i, (name, wish) in enumerate(watched.items())}
-    with FakeTensorMode(allow_non_fake_inputs=True), passes.differentiable(model):
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, passes.differentiable(model):
+        weights = [fake.from_tensor(p) for p in model.parameters()]  # views of them are saved, too
+        free = {w.untyped_storage()._cdata for w in weights}
         args, kwargs = family.example(model, size)
         z = family.latents(args, kwargs).requires_grad_()
         args, kwargs = family.with_latents(args, kwargs, z)
@@ -212,4 +214,4 @@ def gradient_memory(
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
             passes.looking(model, family, args, kwargs, wishes, grids),
         ):
-            return sum(saved.values()) / MIB
+            return sum(s.nbytes() for address, s in saved.items() if address not in free) / MIB

@@ -296,6 +296,13 @@ def test_a_bench_gets_its_options(here, monkeypatch, capsys):
     assert "no bench is called 'lay' (known: layout)" in error(capsys)
 
 
+def test_a_setting_may_hold_commas():
+    from diffguide.cli.looking import listed
+
+    assert listed("none, bacon+sides=8,16+scale=50,pag") == ["none", "bacon+sides=8,16+scale=50", "pag"]
+    assert listed("bacon+sides=8,16,pag+scale=2") == ["bacon+sides=8,16", "pag+scale=2"]
+
+
 def test_training_is_asked_for_and_only_a_finished_model_is_exported(here, monkeypatch, capsys):
     from diffguide.zoo import train
 

@@ -561,12 +561,12 @@ def test_built_processors_steer_without_a_guide() -> None:
 
 
 def test_the_memory_estimate_is_what_is_saved() -> None:
-    """Counted on tensors without memory, against storages that a real run saves: the same order, a factor of 3 at most.
+    """Counted on tensors without memory, against the storages that one real gradient pass saves.
 
-    The run keeps the storages of its repeated passes, and those of the caller's own step; the estimate is of one pass.
+    A little above: before a run it is not known how few columns of the maps are wanted, and all are counted.
     """
     pipe = tiny.sd()
-    guide = Guide(pipe, make(BackwardGuidance))
+    guide = Guide(pipe, make(BackwardGuidance, iterations=1))
     estimate = guide.explain(steps=4).memory
     saved: dict[int, int] = {}
     keep_alive = []
@@ -581,5 +581,5 @@ def test_the_memory_estimate_is_what_is_saved() -> None:
     with guide, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         tiny.call(pipe, num_inference_steps=1, guidance_scale=1.0)
     measured = sum(n for ptr, n in saved.items() if ptr not in own) / 2**20
-    assert estimate is not None
-    assert 0.3 < estimate / measured < 3
+    assert estimate is not None and guide.report.backwards == 1
+    assert 1 <= estimate / measured < 1.3

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from diffguide.errors import ModelError
 from diffguide.zoo.autoencoder import crops
 from diffguide.zoo.data import pictures, training_scene
 from diffguide.zoo.models import build_unet, build_vae, standardise
+from diffguide.zoo.loop import Muon, descend
 from diffguide.zoo.plan import Plan
 from diffguide.zoo.tokenizer import SPLIT, build_tokenizer
 from diffguide.zoo.train import train
@@ -124,6 +126,23 @@ def test_a_stopped_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
     assert warm is not None
     close = weights(warm)
     assert all((close[k] - wanted[k]).abs().max() < 1e-3 for k in wanted if k.startswith("unet"))
+
+
+def test_muon_takes_a_convolution_for_a_matrix_and_makes_its_step_orthogonal() -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(6, 8, 3).to(memory_format=torch.channels_last)
+    line = torch.nn.Parameter(conv.weight.detach().permute(0, 2, 3, 1).flatten(1).clone())
+    optimizer, plain = Muon([conv.weight], 0.1), torch.optim.Muon([line], 0.1, 1e-2, adjust_lr_fn="match_rms_adamw")
+    before, x = conv.weight.detach().clone(), torch.randn(4, 6, 5, 5)
+    descend(conv(x).square().mean(), optimizer, clip=1e9)
+    grown = (conv.weight - 0.999 * before).detach().permute(0, 2, 3, 1).flatten(1)  # without the decay of 0.1 * 1e-2
+    values = torch.linalg.svdvals(grown)
+    assert values.max() / values.min() < 2, "all directions alike, as far as five iterations go"
+    F.conv2d(x, line.reshape(8, 3, 3, 6).permute(0, 3, 1, 2), conv.bias.detach()).square().mean().backward()
+    plain.step()
+    assert torch.allclose(conv.weight.permute(0, 2, 3, 1).flatten(1), line, atol=1e-5)
+    with pytest.raises(ValueError, match="channels-last"):
+        Muon([torch.nn.Conv2d(6, 8, 3).weight], 0.1)
 
 
 def test_the_unet_is_small_enough() -> None:

@@ -121,7 +121,7 @@ def bench(options: argparse.Namespace) -> None:
     benches.run_bench(
         options.name,
         model=options.model,
-        methods=[m.strip() for m in options.methods.split(",")] if options.methods else None,
+        methods=listed(options.methods) if options.methods else None,
         limit=options.limit,
         seeds=options.seeds,
         json=options.json,
@@ -129,3 +129,14 @@ def bench(options: argparse.Namespace) -> None:
         device=options.device,
         dtype=options.dtype,
     )
+
+
+def listed(text: str) -> list[str]:
+    """The methods of `--methods`, parted by commas; a setting may hold some: `none,bacon+sides=8,16+scale=50`."""
+    found: list[str] = []
+    for part in (p.strip() for p in text.split(",")):
+        if found and "+" in found[-1] and part[:1].isdigit():
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found

@@ -41,9 +41,10 @@ A `StableDiffusionPipeline`: `AutoencoderKL` of factor 8 with 4 latent channels;
 in ten empty. One in sixteen of the combinations of two or more kinds is held out; benchmarks use those.
 
 ## Training
-`diffguide zoo train {name}`: seed {plan[seed]}, batch {plan[batch]}, AdamW at {plan[rate]:g}, linear fall over the
-last {plan[fall]:.0%} of the steps, average of weights at {plan[ema]:g}, bfloat16 autocast. Run on {processor}, two
-processes of one thread each, beside other work:
+`diffguide zoo train {name} --steps {plan[steps]} --seed {plan[seed]}`: batch {plan[batch]}, Muon at {plan[matrix_rate]:g}
+for the matrices and convolutions inside the networks, AdamW at {plan[rate]:g} for the rest, linear fall over the last
+{plan[fall]:.0%} of the steps, average of weights at {plan[ema]:g}, bfloat16 autocast. Run on {processor}, two processes
+of one thread each, beside other work:
 
 | stage | steps | minutes |
 |---|---|---|
