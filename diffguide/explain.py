@@ -208,10 +208,10 @@ def gradient_memory(
         weights = [fake.from_tensor(p) for p in model.parameters()]  # views of them are saved, too
         free = {w.untyped_storage()._cdata for w in weights}
         args, kwargs = family.example(model, size)
-        z = family.latents(args, kwargs).requires_grad_()
-        args, kwargs = family.with_latents(args, kwargs, z)
+        z = family.latents(model, args, kwargs).clone().requires_grad_()
+        args, kwargs = family.with_latents(model, args, kwargs, z)
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-            passes.looking(model, family, args, kwargs, wishes, grids),
+            passes.looking(model, family, args, kwargs, wishes, grids, words=family.words(args, kwargs)),
         ):
             return sum(s.nbytes() for address, s in saved.items() if address not in free) / MIB

@@ -4,6 +4,7 @@ The folder `families` is the list: each of its files defines one subclass of `Fa
 """
 
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -23,35 +24,64 @@ class Family(ABC):
 
     models: ClassVar[tuple[str, ...]] = ()  # class names of denoisers
     latent: ClassVar[tuple[str, int]] = ("sample", 0)  # name and position of the latents among the arguments
+    channels_at: ClassVar[int] = 1  # the axis of their channels
+    text_first: ClassVar[bool] = False  # the order of joint sequences
+
+    # What is where in the model.
 
     @abstractmethod
     def sites(self, model: nn.Module) -> list[Site]:
         """The attention modules, in no particular order."""
         ...
 
-    @abstractmethod
     def grid(self, site: Site, size: Grid) -> Grid:
-        """Height and width, in tokens, of a site when the latents have this height and width."""
-        ...
+        """Height and width, in tokens, of a site when the latents have this height and width; frames stay."""
+        *frames, h, w = size
+        return (*frames, h >> site.level, w >> site.level)
+
+    def spans(self, site: Site, grid: Grid, words: int, queries: int, keys: int) -> tuple[slice, slice]:
+        """Where the image tokens are among the queries, and the words among the keys; `words` says how many."""
+        if site.kind == "cross":
+            return slice(0, queries), slice(0, keys)
+        if site.kind != "joint":
+            return slice(0, queries), slice(0, 0)
+        n = math.prod(grid)
+        if self.text_first:
+            return slice(words, words + n), slice(0, words)
+        return slice(0, n), slice(n, n + words)
+
+    # What is what in a call of the denoiser.
 
     @abstractmethod
-    def branches(self, pipe: Any, rows: int) -> dict[str, slice]:
-        """Which rows of a denoiser call belong to which branch."""
+    def branches(self, pipe: Any, rows: int, call: int) -> dict[str, slice]:
+        """Which rows of a denoiser call belong to which branch; `call` counts the calls of one step from 0."""
         ...
 
     def refusals(self, pipe: Any) -> list[str]:
         """Reasons why this pipeline cannot be steered, each with the fix."""
         return []
 
-    def image(self, queries: int) -> slice:
-        """Where the image tokens are among the queries."""
-        return slice(0, queries)
+    def latents(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """What the scheduler works on, as the denoiser is given it, without the conditions that come along."""
+        return self.argument(args, kwargs).narrow(self.channels_at, 0, self.channels(model, args, kwargs))
 
-    def latents(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def with_latents(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: Tensor) -> Arguments:
+        """The arguments with other latents, the conditions as they were."""
+        x, axis = self.argument(args, kwargs), self.channels_at
+        if (rest := x.shape[axis] - z.shape[axis]) > 0:
+            z = torch.cat([z, x.narrow(axis, z.shape[axis], rest)], axis)
+        return self.with_argument(args, kwargs, z)
+
+    def channels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """How many of the input channels are latents; the others (an inpainting mask, a depth map) are conditions."""
+        return min(self.argument(args, kwargs).shape[self.channels_at], bare(model).config.out_channels)  # type: ignore[union-attr]
+
+    def argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The argument that holds the latents."""
         name, position = self.latent
         return kwargs[name] if name in kwargs else args[position]
 
-    def with_latents(self, args: tuple[Any, ...], kwargs: dict[str, Any], x: Tensor) -> Arguments:
+    def with_argument(self, args: tuple[Any, ...], kwargs: dict[str, Any], x: Any) -> Arguments:
         name, position = self.latent
         if name in kwargs:
             return args, {**kwargs, name: x}
@@ -59,6 +89,15 @@ class Family(ABC):
 
     def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return kwargs["timestep"] if "timestep" in kwargs else args[1]
+
+    def size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Grid:
+        """Height and width of the latents, in latent cells; frames first for video."""
+        return tuple(self.argument(args, kwargs).shape[2:])
+
+    def words(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+        """How many text states there are."""
+        states = kwargs.get("encoder_hidden_states")
+        return states.shape[1] if isinstance(states, Tensor) else 0
 
     def take(self, args: tuple[Any, ...], kwargs: dict[str, Any], index: Tensor, rows: int) -> Arguments:
         """The arguments for some of the rows.
@@ -77,9 +116,15 @@ class Family(ABC):
         out.sample = y
         return out
 
-    def channels(self, model: nn.Module, x: Tensor) -> int:
-        """How many of the input channels are latents; the others (an inpainting mask, a depth map) are conditions."""
-        return min(x.shape[1], bare(model).config.out_channels)  # type: ignore[union-attr]
+    def renormalises(self, pipe: Any) -> bool:
+        """Whether the pipeline scales what it combined: a term is then added to what the scheduler is given."""
+        return False
+
+    def term(self, model: nn.Module, d: Tensor) -> Tensor:
+        """What to add to a prediction, from a difference of predictions."""
+        return d
+
+    # For an estimate, without a run.
 
     def example_size(self, model: nn.Module) -> Grid:
         """Height and width of the latents the model was made for, in cells."""
@@ -90,6 +135,8 @@ class Family(ABC):
     def example(self, model: nn.Module, size: Grid) -> Arguments:
         """Arguments of one denoiser call for one picture of this latent size, of zeros, to estimate memory with."""
         ...
+
+    # Words.
 
     def columns(self, pipe: Any, prompt: str | None, phrase: str, occurrence: int | None) -> list[int]:
         """Columns of a phrase in the text states; raises PromptError when they cannot be found."""
@@ -143,6 +190,23 @@ def families() -> list[Family]:
     return found
 
 
+def third(number: int, count: int) -> str:
+    """The part of a transformer that block `number` of `count` stands in, named like a U-Net's."""
+    return ("down", "mid", "up")[min(2, 3 * number // max(1, count))]
+
+
+def batched(pipe: Any, rows: int) -> dict[str, slice]:
+    """[uncond, cond] under classifier-free guidance, else only cond."""
+    if not getattr(pipe, "do_classifier_free_guidance", False):
+        return {"cond": slice(0, rows)}
+    return {"uncond": slice(0, rows // 2), "cond": slice(rows // 2, rows)}
+
+
+def in_turn(call: int) -> dict[str, slice]:
+    """A call each: the conditional one first."""
+    return {"uncond" if call else "cond": slice(None)}
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The model itself, where `torch.compile` has put another around it."""
     return getattr(model, "_orig_mod", model)
@@ -161,12 +225,15 @@ def of_model(model: nn.Module) -> Family:
     )
 
 
+DENOISERS = ("unet", "transformer", "transformer_2")  # some pipelines have one for the first steps, one for the last
+
+
 def of_pipe(pipe: Any) -> tuple[Family, str]:
-    """The family of a pipeline and the attribute that holds its denoiser."""
-    for attribute in ("unet", "transformer"):
+    """The family of a pipeline and the attribute that holds its (first) denoiser."""
+    for attribute in DENOISERS:
         model = getattr(pipe, attribute, None)
         if isinstance(model, nn.Module):
             return of_model(model), attribute
     raise FamilyError(
-        f"{type(pipe).__name__} has no denoiser (looked for unet, transformer); pass a diffusers pipeline"
+        f"{type(pipe).__name__} has no denoiser (looked for {', '.join(DENOISERS)}); pass a diffusers pipeline"
     )

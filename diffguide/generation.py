@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffguide import stepping
 from diffguide.errors import AttachError, PromptError
-from diffguide.family import Family
+from diffguide.family import Arguments, Family
 from diffguide.maps import Maps
 from diffguide.method import Context, Method
 from diffguide.passes import Wishes
@@ -26,31 +26,48 @@ class Generation:
         model: the denoiser as the pipeline holds it.
         methods: how many methods will keep a memory.
         given: the prompts, if they are known.
-        x: the latents of the first denoiser call [rows, C, h, w].
+        call: the arguments of the first denoiser call.
 
     Raises:
         SteeringError, AttachError: a processor cannot be steered.
         PromptError: the prompts do not divide the batch.
     """
 
-    def __init__(self, pipe: Any, family: Family, model: Any, methods: int, given: list[str] | None, x: Tensor) -> None:
+    def __init__(
+        self, pipe: Any, family: Family, model: Any, methods: int, given: list[str] | None, call: Arguments
+    ) -> None:
         self.pipe, self.family = pipe, family
-        self.sites = family.sites(model)
-        for site in self.sites:
-            check_processor(site)
-        self.rows = family.branches(pipe, x.shape[0])
-        self.pictures = len(range(x.shape[0])[self.rows["cond"]])
-        self.size = (x.shape[-2], x.shape[-1])
-        self.grids = {site: family.grid(site, self.size) for site in self.sites}
-        self.channels = family.channels(model, x)
+        self.size, self.calls = family.size(*call), 0
+        self.use(model, call)
+        rows = family.latents(model, *call).shape[0]
+        self.pictures = len(range(rows)[family.branches(pipe, rows, 0)["cond"]])
         self.steps = getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)
         self.prompts = self._prompts(given)
         self.memories: dict[int, dict[str, Any]] = {n: {} for n in range(methods)}
         self.step, self.open, self.ended = 0, False, False
         self.scale, self.sigma = 1.0, 0.0
         self.delta: Tensor | None = None
+        self.term: Tensor | None = None
         self.seen: dict[int, Maps] = {}
         self.swap = contextlib.ExitStack()
+
+    def use(self, model: Any, call: Arguments) -> None:
+        """Work with this denoiser: a pipeline may have one for the first steps and one for the last."""
+        if getattr(self, "model", None) is not model:
+            self.model = model
+            self.sites = self.family.sites(model)
+            for site in self.sites:
+                check_processor(site)
+            self.grids = {site: self.family.grid(site, self.size) for site in self.sites}
+        self.words = self.family.words(*call)
+
+    def enter(self, model: Any, call: Arguments) -> int:
+        """A denoiser call begins: who is who in its batch; returns its number in the step."""
+        self.use(model, call)
+        rows = self.family.latents(model, *call).shape[0]
+        self.rows = self.family.branches(self.pipe, rows, self.calls)
+        self.calls += 1
+        return self.calls - 1
 
     def _prompts(self, given: list[str] | None) -> list[str | None]:
         """The prompt of each picture: pictures of one prompt follow each other."""
@@ -94,22 +111,22 @@ class Generation:
                 found[number, name] = (watch, sites)
         return found
 
-    def open_step(self, x: Tensor, timestep: Any) -> None:
-        self.open, self.delta = True, None
+    def open_step(self, timestep: Any) -> None:
+        self.open, self.calls, self.delta, self.term = True, 0, None, None
         self.scale = stepping.input_scale(self.pipe.scheduler, timestep)
         self.sigma = stepping.noise_level(self.pipe.scheduler, timestep)
 
     def close_step(self) -> None:
-        self.open, self.delta = False, None
+        self.open, self.delta, self.term = False, None, None
         self.step += 1
 
-    def moved(self, x: Tensor) -> Tensor:
-        """The denoiser's input with the move in every branch."""
+    def moved(self, z: Tensor) -> Tensor:
+        """The latents of a denoiser call with the move in every branch."""
         assert self.delta is not None
-        x = x.clone()
+        z = z.clone()
         for rows in self.rows.values():
-            x[rows, : self.channels] = (x[rows, : self.channels].float() + self.delta).to(x.dtype)
-        return x
+            z[rows] = (z[rows].float() + self.delta).to(z.dtype)
+        return z
 
     def restore(self) -> None:
         self.swap.close()

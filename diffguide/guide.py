@@ -19,7 +19,7 @@ from torch import Tensor
 from diffguide import passes, stepping
 from diffguide.errors import AttachError
 from diffguide.explain import Plan, explain, refusals
-from diffguide.family import of_pipe
+from diffguide.family import DENOISERS, of_pipe
 from diffguide.generation import Generation, OnRows, capped
 from diffguide.maps import Maps
 from diffguide.method import Method
@@ -112,12 +112,13 @@ class Guide:
         return explain(self.pipe, self.family, self.model, self.methods, steps, height, width)
 
     def _install(self) -> None:
-        model = self.model
-        disabled = torch.compiler.disable
-        before = model.register_forward_pre_hook(disabled(self._before), with_kwargs=True)
-        after = model.register_forward_hook(disabled(self._after), with_kwargs=True, always_call=True)
-        self._undo.callback(before.remove)
-        self._undo.callback(after.remove)
+        disabled: Any = torch.compiler.disable
+        for model in (getattr(self.pipe, attribute, None) for attribute in DENOISERS):
+            if isinstance(model, torch.nn.Module):
+                before = model.register_forward_pre_hook(disabled(self._before), with_kwargs=True)
+                after = model.register_forward_hook(disabled(self._after), with_kwargs=True, always_call=True)
+                self._undo.callback(before.remove)
+                self._undo.callback(after.remove)
         self._listen("encode_prompt")
         self._wrap_scheduler()
 
@@ -146,10 +147,11 @@ class Guide:
 
     # A run.
 
-    def _begin(self, x: Tensor) -> "Generation":
+    def _begin(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Generation":
         """Open a run at its first denoiser call: who is who in the batch, which words are where."""
         self._wrap_scheduler()
-        run = Generation(self.pipe, self.family, self.model, len(self._active), self._told or self._heard, x)
+        given = self._told or self._heard
+        run = Generation(self.pipe, self.family, model, len(self._active), given, (args, kwargs))
         for number, method in enumerate(self._active):
             if method.asks("prepare"):
                 method.prepare(run.context(number))
@@ -166,18 +168,18 @@ class Guide:
 
     def _before(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the pipeline's own denoiser call: move the latents, put observers in place."""
-        x = self.family.latents(args, kwargs)
         if self._run is None or self._run.ended:
-            self._run = self._begin(x)
+            self._run = self._begin(model, args, kwargs)
         run = self._run
+        z = self.family.latents(model, args, kwargs)
         if not run.open:
-            run.open_step(x, self.family.timestep(args, kwargs))
+            run.open_step(self.family.timestep(args, kwargs))
+        if run.enter(model, (args, kwargs)) == 0:
             self._descend(run, args, kwargs)
         if run.delta is not None:
-            x = run.moved(x)
-            args, kwargs = self.family.with_latents(args, kwargs, x)
+            args, kwargs = self.family.with_latents(model, args, kwargs, run.moved(z))
         self._observe(run)
-        self.report.forwards += x.shape[0] / run.pictures
+        self.report.forwards += z.shape[0] / run.pictures
         return args, kwargs
 
     def _after(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
@@ -189,7 +191,7 @@ class Guide:
         if out is None:  # the call failed
             return out
         for number, method in enumerate(self._active):
-            if method.asks("observe") and method.acts(run.context(number)):
+            if method.asks("observe") and number in run.seen:
                 method.observe(run.seen[number], run.context(number))
         return self._shift(run, args, kwargs, out)
 
@@ -208,21 +210,22 @@ class Guide:
         report = StepReport(run.step)
         self.report.steps.append(report)
         wishes = run.wishes(movers)
-        channels = run.channels
-        x = self.family.latents(args, kwargs)
+        x = self.family.latents(run.model, args, kwargs)
         start = x[run.rows["cond"]]
-        delta = torch.zeros_like(start[:, :channels], dtype=torch.float32)
+        delta = torch.zeros_like(start, dtype=torch.float32)
         going = {n: torch.ones(run.pictures, dtype=torch.bool) for n in movers}
         history: dict[int, list[Tensor]] = {n: [] for n in movers}
         todo = torch.arange(run.pictures)
         for count in range(max(m.most(run.context(n)) for n, m in movers.items())):
-            with passes.differentiable(self.model):
-                z = (start[todo, :channels].float() + delta[todo]).to(x.dtype).clone().detach().requires_grad_()
+            with passes.differentiable(run.model):
+                z = (start[todo].float() + delta[todo]).to(x.dtype).clone().detach().requires_grad_()
                 own = range(x.shape[0])[run.rows["cond"]].start + todo
                 cut = self.family.take(passes.usable(args), passes.usable(kwargs), own, x.shape[0])
-                inputs = torch.cat([z, passes.usable(start)[todo, channels:]], 1)
-                cut = self.family.with_latents(*cut, inputs)
-                with passes.looking(self.model, self.family, *cut, wishes, run.grids, early=self.early_stop) as maps:
+                cut = self.family.with_latents(run.model, *cut, z)
+                looking = passes.looking(
+                    run.model, self.family, *cut, wishes, run.grids, words=run.words, early=self.early_stop
+                )
+                with looking as maps:
                     total = torch.zeros((), device=z.device)
                     for n, method in movers.items():
                         context = run.context(n, todo.tolist())
@@ -245,7 +248,7 @@ class Guide:
                 report.skipped += 1
                 warnings.warn(f"step {run.step}: the gradient is not finite; the latents stay", stacklevel=2)
                 break
-            delta[todo] -= capped(g, start[todo, :channels])
+            delta[todo] -= capped(g, start[todo])
             todo = todo[moving]
             if not len(todo):
                 break
@@ -258,6 +261,8 @@ class Guide:
         inside = [m for m in acting.values() if m.asks("attend") and m.branch != "weak"]
         observers = {n: m for n, m in acting.items() if m.asks("observe")}
         run.seen = {}
+        if "cond" not in run.rows:
+            observers = {}
         if not inside and not observers:
             return
         wishes = run.wishes(observers)
@@ -267,9 +272,17 @@ class Guide:
 
         def handler(site: Site, chosen: list[Method], *qkv: Any) -> Tensor:
             call = passes.call_at(
-                self.family, site, run.grids[site], qkv, rows=run.rows, branch="every", progress=run.progress
+                self.family,
+                site,
+                run.grids[site],
+                qkv,
+                words=run.words,
+                rows=run.rows,
+                branch="every",
+                progress=run.progress,
             )
-            passes.record(call.of("cond"), {k: w for k, w in wishes.items() if site in w[1]}, seen)
+            if wishes:
+                passes.record(call.of("cond"), {k: w for k, w in wishes.items() if site in w[1]}, seen)
             return chain([OnRows(m) for m in chosen], call)  # type: ignore[list-item]
 
         at = {}
@@ -277,22 +290,20 @@ class Guide:
             chosen = [m for m in inside if site in m.where(run.sites)]
             if chosen or site in watched:
                 at[site] = functools.partial(handler, site, chosen)
-        run.swap.enter_context(passes.eager(self.model))
+        run.swap.enter_context(passes.eager(run.model))
         run.swap.enter_context(passes.steered(at))
 
     def _shift(self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Add every method's term to every prediction: the pipeline combines them with weights that sum to one."""
-        shifters = {n: m for n, m in enumerate(self._active) if m.asks("shift") and m.acts(run.context(n))}
+        shifters = [m for n, m in enumerate(self._active) if m.asks("shift") and m.acts(run.context(n))]
         if not shifters:
             return out
         y = self.family.prediction(out)
-        pred = {branch: y[rows] for branch, rows in run.rows.items()}
-        d = torch.zeros_like(pred["cond"])
-        for method in shifters.values():
-            named = dict(pred)
-            if method.branch == "weak":
-                named["weak"] = self._weak(run, method, args, kwargs)
-            d = d + method.shift(named).to(d.dtype)
+        if run.term is None:
+            run.term = self._term(run, shifters, {name: y[rows] for name, rows in run.rows.items()}, args, kwargs)
+        d = run.term
+        if self.family.renormalises(self.pipe):
+            return out  # the scheduler's turn comes later
         y = y.clone()
         g = float(getattr(self.pipe, "guidance_scale", 1.0) or 1.0)
         if "uncond" in run.rows and (getattr(self.pipe, "guidance_rescale", 0.0) or 0.0) > 0 and g != 1:
@@ -303,9 +314,24 @@ class Guide:
                 y[rows] += d
         return self.family.with_prediction(out, y)
 
+    def _term(
+        self,
+        run: "Generation",
+        shifters: list[Method],
+        pred: dict[str, Tensor],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Tensor:
+        """The sum of the methods' terms, from the first call of a step."""
+        d = torch.zeros_like(pred["cond"])
+        for method in shifters:
+            weak = {"weak": self._weak(run, method, args, kwargs)} if method.branch == "weak" else {}
+            d = d + method.shift(pred | weak).to(d.dtype)
+        return self.family.term(run.model, d)
+
     def _weak(self, run: "Generation", method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """The prediction of the conditional rows with the method's attention."""
-        rows = self.family.latents(args, kwargs).shape[0]
+        rows = self.family.latents(run.model, args, kwargs).shape[0]
         own = torch.arange(rows)[run.rows["cond"]]
         cut = self.family.take(args, kwargs, own, rows)
 
@@ -315,6 +341,7 @@ class Guide:
                 site,
                 run.grids[site],
                 qkv,
+                words=run.words,
                 rows={"weak": slice(None)},
                 branch="weak",
                 progress=run.progress,
@@ -322,18 +349,22 @@ class Guide:
             return chain([method], call)
 
         at = {site: functools.partial(handler, site) for site in method.where(run.sites)}
-        with passes.eager(self.model), passes.steered(at):
-            out = passes.evaluate(self.model, *cut)
+        with passes.eager(run.model), passes.steered(at):
+            out = passes.evaluate(run.model, *cut)
         self.report.forwards += 1
         return self.family.prediction(out)
 
     # The scheduler's turn.
 
-    def _move(self, sample: Tensor) -> Tensor:
+    def _move(self, sample: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
         run = self._run
-        if run is None or run.ended or run.delta is None or sample.shape != run.delta.shape:
-            return sample
-        return (sample.float() + run.delta / run.scale).to(sample.dtype)
+        if run is None or run.ended:
+            return sample, output
+        if run.delta is not None and sample.shape == run.delta.shape:
+            sample = (sample.float() + run.delta / run.scale).to(sample.dtype)
+        if run.term is not None and output.shape == run.term.shape and self.family.renormalises(self.pipe):
+            output = output + run.term.to(output.dtype)
+        return sample, output
 
     def _finish(self, latents: Tensor) -> Tensor:
         run = self._run

@@ -30,8 +30,8 @@ class Watch:
 
     def choose(self, sites: list[Site], grids: dict[Site, Grid]) -> list[Site]:
         """The sites to look at: those on the grids nearest to the wanted sides (geometric mean of height and width)."""
-        of_kind = [s for s in sites if s.kind == self.kind and s.block in self.blocks]
-        levels = {s.level: (grids[s][0] * grids[s][1]) ** 0.5 for s in of_kind}
+        of_kind = [s for s in sites if s.kind in (self.kind, "joint") and s.block in self.blocks]
+        levels = {s.level: (grids[s][-2] * grids[s][-1]) ** 0.5 for s in of_kind}
         if not levels:
             return []
         nearest = {min(levels, key=lambda n: abs(levels[n] / side - side / levels[n])) for side in self.sides}
@@ -78,5 +78,6 @@ def resize(values: Tensor, grid: Grid, new: Grid) -> Tensor:
     """Average [B, N, K] maps over the cells of a coarser grid."""
     if grid == new:
         return values
-    planes = values.transpose(1, 2).unflatten(2, grid)
-    return F.adaptive_avg_pool2d(planes, new).flatten(2).transpose(1, 2)
+    planes = values.transpose(1, 2).unflatten(2, grid)  # [B, K, h, w], or [B, K, frames, h, w]
+    small = F.adaptive_avg_pool2d(planes.flatten(0, -3), (new[-2], new[-1]))
+    return small.reshape(*planes.shape[:2], -1).transpose(1, 2)

@@ -1,6 +1,7 @@
 """Evaluations of the denoiser beside the pipeline's own: the gradient pass, which ends early, and the weak pass."""
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,7 +28,7 @@ def steered(handlers: dict[Site, Handler]) -> Iterator[None]:
     try:
         for site, handler in handlers.items():
             originals[site] = original = site.module.processor
-            site.module.set_processor(SteeredProcessor(original, handler, site.name))  # type: ignore[operator]
+            site.module.set_processor(SteeredProcessor(original, handler, site))  # type: ignore[operator]
         yield
     finally:
         for site, original in originals.items():
@@ -89,6 +90,7 @@ def looking(
     wishes: Wishes,
     grids: dict[Site, Grid],
     *,
+    words: int = 0,
     early: bool = True,
 ) -> Iterator[dict[int, Maps]]:
     """Run the denoiser until every wish is seen; gives the maps of each method.
@@ -106,7 +108,7 @@ def looking(
     def watch(site: Site) -> Handler:
         def handle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
             rows = {"cond": slice(None)}
-            call = call_at(family, site, grids[site], (q, k, v, mask, scale), rows=rows, branch="cond")
+            call = call_at(family, site, grids[site], (q, k, v, mask, scale), words=words, rows=rows, branch="cond")
             record(call, wishes, None if done else seen)
             pending.discard(site)
             if early and not pending and not done:
@@ -139,7 +141,7 @@ def record(call: Call, wishes: Wishes, seen: dict[tuple[int, str], list[Seen]] |
     for key, (watch, sites) in wishes.items():
         if call.site in sites:
             columns = list(watch.columns) if watch.columns is not None else None
-            values = call.probabilities(columns, head_mean=watch.head_mean)
+            values = call.probabilities(columns, head_mean=watch.head_mean, kind=watch.kind)
             if seen is not None:
                 seen[key].append(Seen(call.site, call.grid, values))
 
@@ -150,16 +152,18 @@ def call_at(
     grid: Grid,
     qkv: tuple[Any, ...],
     *,
+    words: int,
     rows: dict[str, slice],
     branch: Branch,
     progress: float = 0.0,
 ) -> Call:
     """The call of a site from what its handler was given, after checking that its image tokens fill the grid."""
     q, k, v, mask, scale = qkv
-    image = family.image(q.shape[2])
-    if len(range(*image.indices(q.shape[2]))) != grid[0] * grid[1]:
-        raise SteeringError(f"{site.name}: {q.shape[2]} tokens do not fill the expected grid of {grid[0]}x{grid[1]}")
-    return Call(site, q, k, v, mask, scale, grid, image, branch, rows, progress)
+    image, text = family.spans(site, grid, words, q.shape[2], k.shape[2])
+    if len(range(q.shape[2])[image]) != math.prod(grid):
+        expected = "x".join(map(str, grid))
+        raise SteeringError(f"{site.name}: {q.shape[2]} tokens do not fill the expected grid of {expected}")
+    return Call(site, q, k, v, mask, scale, grid, image, text, branch, rows, progress)
 
 
 def gradient(total: Tensor, z: Tensor) -> Tensor | None:

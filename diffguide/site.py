@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from diffguide import kernels
 
-Kind = Literal["self", "cross", "joint"]
+Kind = Literal["self", "cross", "joint", "temporal"]
 Branch = Literal["cond", "uncond", "weak", "every"]
-Grid = tuple[int, int]
+Grid = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,10 +19,12 @@ class Site:
 
     Attributes:
         name: dotted path of the module in the denoiser.
-        kind: what image tokens attend to.
-        block: `"down"`, `"mid"` or `"up"` in U-Nets.
+        kind: what image tokens attend to: each other, words, both at once, or other frames.
+        block: `"down"`, `"mid"` or `"up"` in U-Nets; the first, second and last third of a transformer's blocks.
         level: how often the latent grid was halved before this module.
         module: the module, whose `processor` does the work.
+        calls: how many attention calls the processor makes.
+        call: which of them is steered.
     """
 
     name: str
@@ -30,6 +32,8 @@ class Site:
     block: str
     level: int
     module: nn.Module = field(repr=False)
+    calls: int = 1
+    call: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,8 +47,9 @@ class Call:
         v: values [B, H, M, D].
         mask: additive or boolean, broadcastable to [B, H, N, M], or None.
         scale: factor of the logits, or None for D ** -0.5.
-        grid: height and width of the image tokens, in tokens.
-        image: the image tokens among the queries.
+        grid: height and width of the image tokens, in tokens; frames first for video.
+        image: the image tokens among the queries (and the keys, where attention is joint).
+        text: the words among the keys; empty where there are none.
         branch: whose rows these are; `"every"` when a batch holds several branches.
         rows: the rows of each branch in the batch.
         progress: 0 for pure noise, 1 for the image.
@@ -58,6 +63,7 @@ class Call:
     scale: float | None
     grid: Grid
     image: slice
+    text: slice
     branch: Branch
     rows: dict[str, slice]
     progress: float
@@ -66,10 +72,22 @@ class Call:
         """Attention as the model would have done it, [B, H, N, D]."""
         return kernels.attention(self.q, self.k, self.v, mask=self.mask, scale=self.scale)
 
-    def probabilities(self, columns: list[int] | None = None, *, head_mean: bool = True) -> Tensor:
-        """The map [B, N, K] (or [B, H, N, K]) of these key columns, in float32."""
+    def probabilities(
+        self, columns: list[int] | None = None, *, head_mean: bool = True, kind: str | None = None
+    ) -> Tensor:
+        """How image tokens attend to these columns, [B, N, K] (or [B, H, N, K]), in float32.
+
+        Where attention is joint, `kind` says to what: `"cross"` to words, counted from the first, or `"self"` to image
+        tokens; every row is a share of the whole. Elsewhere there is only one answer.
+        """
+        mask = self.mask
+        if mask is not None and mask.ndim == 4 and mask.shape[2] > 1:
+            mask = mask[:, :, self.image]
+        if self.site.kind == "joint":
+            among = range(self.k.shape[2])[self.text if kind == "cross" else self.image]
+            columns = list(among) if columns is None else [among[c] for c in columns]
         return kernels.probabilities(
-            self.q, self.k, mask=self.mask, scale=self.scale, columns=columns, head_mean=head_mean
+            self.q[:, :, self.image], self.k, mask=mask, scale=self.scale, columns=columns, head_mean=head_mean
         )
 
     def of(self, branch: str) -> "Call":

@@ -24,10 +24,10 @@ class Stepper:
         self,
         scheduler: Any,
         begin: Callable[[], None],
-        before: Callable[[Tensor], Tensor],
+        before: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
         after: Callable[[Tensor], Tensor],
     ) -> None:
-        """`begin` hears of new timesteps, `before` may change the sample of a step.
+        """`begin` hears of new timesteps, `before` may change sample and model output of a step.
 
         `after` the sample that comes out.
         """
@@ -39,7 +39,9 @@ class Stepper:
             plain = own["step"] if "step" in own else types.MethodType(type(self).step, self)
             bound = inspect.signature(plain).bind(*args, **kwargs)
             sample = bound.arguments["sample"]
-            bound.arguments["sample"] = moved = before(sample)
+            output = bound.arguments["model_output"]
+            moved, bound.arguments["model_output"] = before(sample, output)
+            bound.arguments["sample"] = moved
             with uncorrected(self) if moved is not sample else contextlib.nullcontext():
                 out = plain(*bound.args, **bound.kwargs)
             if isinstance(out, tuple):

@@ -1,6 +1,6 @@
-"""Words, not indices: where a phrase of the prompt lies among the tokens of a CLIP tokenizer.
+"""Words, not indices: where a phrase of the prompt lies among the tokens of a tokenizer.
 
-A column is a position in `encoder_hidden_states`, the start token being column 0. Words become columns by overlap of
+A column is a position in `encoder_hidden_states`, a start token being column 0. Words become columns by overlap of
 characters, so a word of several pieces keeps them all.
 """
 
@@ -119,9 +119,13 @@ def _encode(tokenizer: Tokenizer, prompt: str) -> tuple[dict[int, Span], int]:
         raise PromptError("this tokenizer gives no offsets; load the fast one (use_fast=True)") from None
     special: Sequence[int] = coded["special_tokens_mask"]
     offsets = {c: tuple(span) for c, span in enumerate(coded["offset_mapping"]) if not special[c]}
-    if list(offsets) != list(range(1, len(special) - 1)):
-        raise PromptError(f"expected one start and one end token around the prompt, got the mask {special!r:.80}")
-    return offsets, min(len(offsets), tokenizer.model_max_length - 2)
+    if not offsets:
+        return {}, len(special)
+    first, last = min(offsets), max(offsets)
+    if len(offsets) != last - first + 1:
+        raise PromptError(f"expected the prompt in one piece between special tokens, got the mask {special!r:.80}")
+    behind = len(special) - 1 - last  # end tokens, which stay when the prompt is cut
+    return offsets, min(last, tokenizer.model_max_length - behind - 1)
 
 
 def _quote(prompt: str) -> str:

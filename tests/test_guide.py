@@ -166,7 +166,9 @@ def test_unipc_keeps_a_move(flow: bool) -> None:
         sched.set_timesteps(8)
         rng = torch.Generator().manual_seed(0)
         step = {"now": 0}
-        wrap = stepping.Stepper(sched, lambda: None, lambda z: z + 1.0 if step["now"] == move_at else z, lambda z: z)
+        wrap = stepping.Stepper(
+            sched, lambda: None, lambda z, y: (z + 1.0 if step["now"] == move_at else z, y), lambda z: z
+        )
         z, out = torch.randn(1, 4, 4, 4, generator=rng), []
         for step["now"], t in enumerate(sched.timesteps):
             z = sched.step(torch.randn(z.shape, generator=rng), t, z).prev_sample

@@ -10,6 +10,9 @@ from diffusers import (
     ControlNetModel,
     DDIMScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -112,6 +115,39 @@ def sdxl(scheduler: Any = None) -> Any:
         unet=model,
         scheduler=scheduler or EulerDiscreteScheduler(**NOISE, timestep_spacing="leading"),
         add_watermarker=False,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def sd3(**options: Any) -> Any:
+    """Stable Diffusion 3 without T5, which is how many use it; `options` go to the transformer."""
+    tokenizer = build_tokenizer()
+    torch.manual_seed(2)
+    settings: dict[str, Any] = {
+        "sample_size": 16,
+        "patch_size": 1,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 3,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "caption_projection_dim": 16,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 16,
+        "pos_embed_max_size": 32,
+    }
+    encoder = text_encoder(tokenizer, projection=8)
+    pipe = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(**(settings | options)).eval(),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae(),
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=encoder,
+        tokenizer_2=tokenizer,
+        text_encoder_3=None,
+        tokenizer_3=None,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -66,10 +66,12 @@ class Pass:
             torch.cuda.synchronize()
         began = time.perf_counter()
         with passes.differentiable(self.model):
-            z = self.family.latents(self.args, self.kwargs).clone().requires_grad_()
-            args, kwargs = self.family.with_latents(self.args, self.kwargs, z)
+            family, model = self.family, self.model
+            z = family.latents(model, self.args, self.kwargs).clone().requires_grad_()
+            args, kwargs = family.with_latents(model, self.args, self.kwargs, z)
+            words = family.words(args, kwargs)
             with passes.looking(
-                self.model, self.family, args, kwargs, self.wishes, self.context.grids, early=early
+                model, family, args, kwargs, self.wishes, self.context.grids, words=words, early=early
             ) as maps:
                 g = passes.gradient(self.method.loss(maps[0], self.context).sum(), z)
         if cuda:

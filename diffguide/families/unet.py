@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffguide.family import Arguments, Family, bare
+from diffguide.family import Arguments, Family, bare, batched
 from diffguide.site import Grid, Site
 
 
@@ -37,14 +37,12 @@ class UNet(Family):
             h, w = -(-h // 2), -(-w // 2)
         return h, w
 
-    def branches(self, pipe: Any, rows: int) -> dict[str, slice]:
-        """[uncond, cond] under classifier-free guidance, [text, image, uncond] for InstructPix2Pix, else only cond."""
-        if not getattr(pipe, "do_classifier_free_guidance", False):
-            return {"cond": slice(0, rows)}
-        if "InstructPix2Pix" in type(pipe).__name__:
+    def branches(self, pipe: Any, rows: int, call: int) -> dict[str, slice]:
+        """[text, image, uncond] for InstructPix2Pix."""
+        if "InstructPix2Pix" in type(pipe).__name__ and pipe.do_classifier_free_guidance:
             n = rows // 3
             return {"cond": slice(0, n), "image": slice(n, 2 * n), "uncond": slice(2 * n, rows)}
-        return {"uncond": slice(0, rows // 2), "cond": slice(rows // 2, rows)}
+        return batched(pipe, rows)
 
     def example(self, model: nn.Module, size: Grid) -> Arguments:
         config: Any = bare(model).config

@@ -6,6 +6,7 @@ Projections, norms, rotary embeddings, LoRA and the rest stay the original's bus
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from diffguide import kernels
 from diffguide.errors import AttachError, SteeringError
 from diffguide.family import Family, bare, of_model
 from diffguide.method import Method
@@ -69,24 +71,27 @@ class SteeredProcessor:
     It has the call signature of the original, because diffusers drops every argument that a processor does not name.
     """
 
-    def __init__(self, original: Any, handler: Handler, name: str) -> None:
-        self.original, self.handler, self.name = original, handler, name
+    def __init__(self, original: Any, handler: Handler, site: Site) -> None:
+        self.original, self.handler, self.site = original, handler, site
 
-    def __new__(cls, original: Any, handler: Handler, name: str) -> "SteeredProcessor":
+    def __new__(cls, original: Any, handler: Handler, site: Site) -> "SteeredProcessor":
         return super().__new__(_like(cls, type(original)))
 
     def steer(self, *args: Any, **kwargs: Any) -> Any:
         """Call the original with its attention handed to the handler; raises SteeringError if there was none."""
-        caught: list[int] = []
+        site, caught = self.site, 0
 
-        def once(*qkv: Any) -> Tensor:
-            caught.append(1)
-            return self.handler(*qkv)
+        def choose(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+            nonlocal caught
+            caught += 1
+            if caught == site.call + 1:
+                return self.handler(q, k, v, mask, scale)
+            return kernels.attention(q, k, v, mask=mask, scale=scale)
 
-        with _Catch(once):
+        with _Catch(choose):
             out = self.original(*args, **kwargs)
-        if len(caught) != 1:
-            raise unseen(self.original, self.name, len(caught))
+        if caught != site.calls:
+            raise unseen(self.original, site, caught)
         return out
 
 
@@ -101,12 +106,17 @@ def _like(base: type, original: type) -> type:
     return type(base.__name__, (base,), {"__call__": __call__, "__module__": base.__module__})
 
 
-def unseen(processor: Any, name: str, times: int) -> SteeringError:
-    """The error for a processor whose attention call does not pass by exactly once."""
+def unseen(processor: Any, site: Site, times: int) -> SteeringError:
+    """The error for a processor whose attention calls do not pass by as often as they should."""
     kind = type(processor).__name__
+    fix = (
+        "the denoiser's reset_attention_backend() takes it back to torch's own attention"
+        if getattr(processor, "_attention_backend", None) is not None
+        else "put a standard processor back, for a U-Net with pipe.unet."
+        f"{FOREIGN.get(kind, 'set_default_attn_processor()')}"
+    )
     return SteeringError(
-        f"{name}: {kind} made {times} attention calls that can be steered, expected 1; put a standard processor back, "
-        f"for a U-Net with pipe.unet.{FOREIGN.get(kind, 'set_default_attn_processor()')}"
+        f"{site.name}: {kind} made {times} attention calls that can be steered, expected {site.calls}; {fix}"
     )
 
 
@@ -134,7 +144,7 @@ def chain(methods: Sequence[Method], call: Call) -> Tensor:
     return first.attend(call, lambda inner: chain(rest, inner))
 
 
-def build(model: nn.Module, *methods: Method, size: tuple[int, int] | None = None) -> dict[str, Any]:
+def build(model: nn.Module, *methods: Method, size: Grid | None = None) -> dict[str, Any]:
     """Processors for `model.set_attn_processor`, without a guide: attention is steered in every row of the batch.
 
     Args:
@@ -164,7 +174,7 @@ def build(model: nn.Module, *methods: Method, size: tuple[int, int] | None = Non
         if chosen:
             check_processor(site)
             handler = functools.partial(_attend_alone, chosen, site, family.grid(site, size), family)
-            processors[f"{site.name}.processor"] = SteeredProcessor(site.module.processor, handler, site.name)
+            processors[f"{site.name}.processor"] = SteeredProcessor(site.module.processor, handler, site)
     return processors
 
 
@@ -179,10 +189,12 @@ def _attend_alone(
     mask: Any,
     scale: Any,
 ) -> Tensor:
-    if grid[0] * grid[1] != q[:, :, family.image(q.shape[2])].shape[2]:
+    words = k.shape[2] - math.prod(grid)  # of a joint sequence
+    image, text = family.spans(site, grid, words, q.shape[2], k.shape[2])
+    if math.prod(grid) != len(range(q.shape[2])[image]):
         raise SteeringError(
-            f"{site.name}: {q.shape[2]} image tokens do not fit a grid of {grid[0]}x{grid[1]}; "
+            f"{site.name}: {q.shape[2]} image tokens do not fit a grid of {'x'.join(map(str, grid))}; "
             "tell build(..., size=(height, width)) the latent size of the pictures"
         )
     rows = {"every": slice(None)}
-    return chain(methods, Call(site, q, k, v, mask, scale, grid, family.image(q.shape[2]), "every", rows, 0.0))
+    return chain(methods, Call(site, q, k, v, mask, scale, grid, image, text, "every", rows, 0.0))

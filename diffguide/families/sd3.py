@@ -1,0 +1,73 @@
+"""Stable Diffusion 3 and 3.5: one stream of image and text tokens, image first."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffguide import tokens
+from diffguide.errors import PromptError
+from diffguide.family import Arguments, Family, bare, batched, third
+from diffguide.site import Site
+
+
+class SD3(Family):
+    """`SD3Transformer2DModel`: joint attention in every block, in 3.5 image-only self-attention beside it in some.
+
+    Text states are the 77 of both CLIP encoders, then those of T5; a word has columns in both parts.
+    """
+
+    models = ("SD3Transformer2DModel",)
+    latent = ("hidden_states", 0)
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        """`attn` (joint) and `attn2` (self) of the transformer blocks."""
+        model = bare(model)
+        blocks: Any = model.transformer_blocks
+        level = round(math.log2(model.config.patch_size))  # type: ignore[union-attr]
+        sites = []
+        for number, block in enumerate(blocks):
+            part = third(number, len(blocks))
+            sites.append(Site(f"transformer_blocks.{number}.attn", "joint", part, level, block.attn))
+            if getattr(block, "attn2", None) is not None:
+                sites.append(Site(f"transformer_blocks.{number}.attn2", "self", part, level, block.attn2))
+        return sites
+
+    def branches(self, pipe: Any, rows: int, call: int) -> dict[str, slice]:
+        """[uncond, cond]; with skipped layers a second call of the prompt alone."""
+        return {"skip": slice(None)} if call else batched(pipe, rows)
+
+    def example(self, model: nn.Module, size: tuple[int, ...]) -> Arguments:
+        config: Any = bare(model).config
+        weight = next(model.parameters())
+        zeros = lambda *shape: torch.zeros(shape, dtype=weight.dtype, device=weight.device)  # noqa: E731
+        return (), {
+            "hidden_states": zeros(1, config.in_channels, *size),
+            "encoder_hidden_states": zeros(1, 333, config.joint_attention_dim),
+            "pooled_projections": zeros(1, config.pooled_projection_dim),
+            "timestep": zeros(1),
+        }
+
+    def columns(self, pipe: Any, prompt: str | None, phrase: str, occurrence: int | None) -> list[int]:
+        return self._of_both(
+            pipe, lambda encoder: tokens.find(encoder, prompt or "", phrase, occurrence), prompt, phrase
+        )
+
+    def content(self, pipe: Any, prompt: str | None) -> list[int]:
+        return self._of_both(pipe, lambda encoder: tokens.columns(encoder, prompt or ""), prompt, "every word")
+
+    def _of_both(self, pipe: Any, of: Any, prompt: str | None, phrase: str) -> list[int]:
+        """Columns in the part of CLIP; and in the part of T5 where the pipeline has it, which may hold more."""
+        found, fault = [], None
+        for encoder, first in ((self._tokenizer(pipe, prompt, phrase), 0), (self.t5(pipe), pipe.tokenizer_max_length)):
+            try:
+                found += [first + column for column in of(encoder)] if encoder is not None else []
+            except PromptError as error:
+                fault = fault or error
+        if fault is not None and not found:
+            raise fault
+        return found
+
+    def t5(self, pipe: Any) -> Any:
+        return pipe.tokenizer_3 if getattr(pipe, "text_encoder_3", None) is not None else None
