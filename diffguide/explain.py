@@ -208,8 +208,8 @@ def gradient_memory(
         weights = [fake.from_tensor(p) for p in model.parameters()]  # views of them are saved, too
         free = {w.untyped_storage()._cdata for w in weights}
         args, kwargs = family.example(model, size)
-        z = family.latents(model, args, kwargs).clone().requires_grad_()
-        args, kwargs = family.with_latents(model, args, kwargs, z)
+        z = family.argument(args, kwargs).clone().requires_grad_()
+        args, kwargs = family.with_argument(args, kwargs, z)
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
             passes.looking(model, family, args, kwargs, wishes, grids, words=family.words(args, kwargs)),

@@ -7,6 +7,8 @@ import importlib
 import math
 import pkgutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +21,25 @@ from diffguide.site import Grid, Site
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class Batch:
+    """One call of the denoiser, as far as it tells who is who in its rows.
+
+    Attributes:
+        rows: how many there are.
+        call: its number among the calls of the step, from 0.
+        pictures: how many pictures are drawn, 0 if this call is the one to find out from.
+        encoded: arguments that the pipeline's `encode_prompt` was given, by name.
+        kwargs: keyword arguments of the denoiser.
+    """
+
+    rows: int
+    call: int
+    pictures: int
+    encoded: dict[str, Any]
+    kwargs: dict[str, Any]
+
+
 class Family(ABC):
     """Base of the families. Defaults fit denoisers that take [B, C, h, w] latents first, text states by keyword."""
 
@@ -26,6 +47,9 @@ class Family(ABC):
     latent: ClassVar[tuple[str, int]] = ("sample", 0)  # name and position of the latents among the arguments
     channels_at: ClassVar[int] = 1  # the axis of their channels
     text_first: ClassVar[bool] = False  # the order of joint sequences
+    shared: ClassVar[tuple[str, ...]] = ()  # arguments that all rows share, whatever their shape
+    tokenizer: ClassVar[str] = "tokenizer"  # attribute of the pipeline
+    prompts: ClassVar[tuple[str, ...]] = ("prompt",)  # arguments of `encode_prompt` with the words, the first one given
 
     # What is where in the model.
 
@@ -53,8 +77,8 @@ class Family(ABC):
     # What is what in a call of the denoiser.
 
     @abstractmethod
-    def branches(self, pipe: Any, rows: int, call: int) -> dict[str, slice]:
-        """Which rows of a denoiser call belong to which branch; `call` counts the calls of one step from 0."""
+    def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
+        """Which rows of a denoiser call belong to which branch."""
         ...
 
     def refusals(self, pipe: Any) -> list[str]:
@@ -74,7 +98,8 @@ class Family(ABC):
 
     def channels(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
         """How many of the input channels are latents; the others (an inpainting mask, a depth map) are conditions."""
-        return min(self.argument(args, kwargs).shape[self.channels_at], bare(model).config.out_channels)  # type: ignore[union-attr]
+        config: Any = bare(model).config
+        return min(self.argument(args, kwargs).shape[self.channels_at], config.out_channels or config.in_channels)
 
     def argument(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The argument that holds the latents."""
@@ -105,7 +130,8 @@ class Family(ABC):
         A tensor whose first axis is a multiple of `rows` is cut in proportion; anything else is shared. Lists and
         dicts are rebuilt, since models may empty the ones they are given.
         """
-        return _take(args, index, rows), _take(kwargs, index, rows)
+        cut = {name: v if name in self.shared else _take(v, index, rows) for name, v in kwargs.items()}
+        return _take(args, index, rows), cut
 
     def prediction(self, out: Any) -> Tensor:
         return out[0] if isinstance(out, tuple) else out.sample
@@ -116,9 +142,12 @@ class Family(ABC):
         out.sample = y
         return out
 
-    def renormalises(self, pipe: Any) -> bool:
-        """Whether the pipeline scales what it combined: a term is then added to what the scheduler is given."""
-        return False
+    def at_scheduler(self, pipe: Any) -> int:
+        """0 where a term added to every prediction arrives as it is.
+
+        1 or -1 where the pipeline scales what it combined: the term is added, with this sign, to the scheduler's input.
+        """
+        return 0
 
     def term(self, model: nn.Module, d: Tensor) -> Tensor:
         """What to add to a prediction, from a difference of predictions."""
@@ -152,7 +181,7 @@ class Family(ABC):
                 f"{phrase!r} cannot be looked up: the pipeline was given embeddings; tell the prompt they came from by "
                 "Guide(..., prompt=...)"
             )
-        tokenizer = getattr(pipe, "tokenizer", None)
+        tokenizer = getattr(pipe, self.tokenizer, None)
         if tokenizer is None:
             raise PromptError(f"{phrase!r} cannot be looked up: the pipeline has no tokenizer")
         return tokenizer
@@ -190,21 +219,43 @@ def families() -> list[Family]:
     return found
 
 
+def blank(model: nn.Module) -> Callable[..., Tensor]:
+    """`zeros(*shape)` of the model's type, on its device."""
+    weight = next(model.parameters())
+    return lambda *shape: torch.zeros(shape, dtype=weight.dtype, device=weight.device)
+
+
 def third(number: int, count: int) -> str:
     """The part of a transformer that block `number` of `count` stands in, named like a U-Net's."""
     return ("down", "mid", "up")[min(2, 3 * number // max(1, count))]
 
 
-def batched(pipe: Any, rows: int) -> dict[str, slice]:
-    """[uncond, cond] under classifier-free guidance, else only cond."""
-    if not getattr(pipe, "do_classifier_free_guidance", False):
-        return {"cond": slice(0, rows)}
-    return {"uncond": slice(0, rows // 2), "cond": slice(rows // 2, rows)}
+def self_and_cross(model: nn.Module, blocks: str, level: int, calls: int = 1) -> list[Site]:
+    """`attn1` (self) and `attn2` (cross) of each block of a transformer.
+
+    `calls` of cross-attention go through one processor, the last one of them to words.
+    """
+    every: Any = getattr(bare(model), blocks)
+    sites = []
+    for number, block in enumerate(every):
+        part = third(number, len(every))
+        sites.append(Site(f"{blocks}.{number}.attn1", "self", part, level, block.attn1))
+        sites.append(Site(f"{blocks}.{number}.attn2", "cross", part, level, block.attn2, calls, calls - 1))
+    return sites
 
 
-def in_turn(call: int) -> dict[str, slice]:
+def together(pipe: Any, batch: Batch) -> dict[str, slice]:
+    """[uncond, cond] in one call under classifier-free guidance, else only cond."""
+    guided = getattr(pipe, "do_classifier_free_guidance", batch.encoded.get("do_classifier_free_guidance", False))
+    if not guided or batch.rows == batch.pictures:
+        return {"cond": slice(0, batch.rows)}
+    half = batch.rows // 2
+    return {"uncond": slice(0, half), "cond": slice(half, batch.rows)}
+
+
+def in_turn(batch: Batch) -> dict[str, slice]:
     """A call each: the conditional one first."""
-    return {"uncond" if call else "cond": slice(None)}
+    return {"uncond" if batch.call else "cond": slice(0, batch.rows)}
 
 
 def bare(model: nn.Module) -> nn.Module:

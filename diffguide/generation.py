@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffguide import stepping
 from diffguide.errors import AttachError, PromptError
-from diffguide.family import Arguments, Family
+from diffguide.family import Arguments, Batch, Family
 from diffguide.maps import Maps
 from diffguide.method import Context, Method
 from diffguide.passes import Wishes
@@ -26,6 +26,7 @@ class Generation:
         model: the denoiser as the pipeline holds it.
         methods: how many methods will keep a memory.
         given: the prompts, if they are known.
+        encoded: arguments of the pipeline's `encode_prompt`.
         call: the arguments of the first denoiser call.
 
     Raises:
@@ -34,13 +35,20 @@ class Generation:
     """
 
     def __init__(
-        self, pipe: Any, family: Family, model: Any, methods: int, given: list[str] | None, call: Arguments
+        self,
+        pipe: Any,
+        family: Family,
+        model: Any,
+        methods: int,
+        given: list[str] | None,
+        encoded: dict[str, Any],
+        call: Arguments,
     ) -> None:
-        self.pipe, self.family = pipe, family
-        self.size, self.calls = family.size(*call), 0
+        self.pipe, self.family, self.encoded = pipe, family, encoded
+        self.size, self.calls, self.pictures = family.size(*call), 0, 0
         self.use(model, call)
-        rows = family.latents(model, *call).shape[0]
-        self.pictures = len(range(rows)[family.branches(pipe, rows, 0)["cond"]])
+        rows, of = self.branches(model, call, 0)
+        self.pictures = len(range(rows)[of["cond"]])
         self.steps = getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)
         self.prompts = self._prompts(given)
         self.memories: dict[int, dict[str, Any]] = {n: {} for n in range(methods)}
@@ -64,10 +72,14 @@ class Generation:
     def enter(self, model: Any, call: Arguments) -> int:
         """A denoiser call begins: who is who in its batch; returns its number in the step."""
         self.use(model, call)
-        rows = self.family.latents(model, *call).shape[0]
-        self.rows = self.family.branches(self.pipe, rows, self.calls)
+        _, self.rows = self.branches(model, call, self.calls)
         self.calls += 1
         return self.calls - 1
+
+    def branches(self, model: Any, call: Arguments, number: int) -> tuple[int, dict[str, slice]]:
+        """How many rows a call has, and which are whose."""
+        rows = self.family.latents(model, *call).shape[0]
+        return rows, self.family.branches(self.pipe, Batch(rows, number, self.pictures, self.encoded, call[1]))
 
     def _prompts(self, given: list[str] | None) -> list[str | None]:
         """The prompt of each picture: pictures of one prompt follow each other."""
@@ -85,7 +97,7 @@ class Generation:
         family, pipe = self.family, self.pipe
         return Context(
             prompts=self.prompts,
-            find=lambda b, phrase, occurrence=None: family.columns(pipe, self.prompts[b], phrase, occurrence),
+            find=self.find,
             content=lambda b: family.content(pipe, self.prompts[b]),
             step=self.step,
             steps=self.steps,
@@ -96,6 +108,17 @@ class Generation:
             pictures=list(range(self.pictures)) if pictures is None else pictures,
             memory=self.memories[number],
         )
+
+    def find(self, b: int, phrase: str, occurrence: int | None = None) -> list[int]:
+        """Columns of a phrase in picture `b`, those that the denoiser is given."""
+        columns = self.family.columns(self.pipe, self.prompts[b], phrase, occurrence)
+        seen = [c for c in columns if c < self.words]
+        if not seen:
+            raise PromptError(
+                f"phrase {phrase!r:.60} lies at token {columns[0]}, but the denoiser is given {self.words} text "
+                "states; shorten the prompt or raise max_sequence_length"
+            )
+        return seen
 
     def wishes(self, methods: dict[int, Method]) -> Wishes:
         """What the methods want to see, and at which sites; a wish that no site can grant is an error."""

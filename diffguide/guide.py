@@ -11,6 +11,7 @@ import inspect
 import time
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -55,7 +56,7 @@ class Guide:
         self.report = Report()
         self.early_stop = True  # end gradient passes at the last watched site; off for comparison only
         self._told = [prompt] if isinstance(prompt, str) else prompt
-        self._heard: list[str] | None = None
+        self._encoded: dict[str, Any] | None = None
         self._active = [m for m in methods if not m.inert]
         self._undo = contextlib.ExitStack()
         self._stepper: stepping.Stepper | None = None
@@ -119,24 +120,41 @@ class Guide:
                 after = model.register_forward_hook(disabled(self._after), with_kwargs=True, always_call=True)
                 self._undo.callback(before.remove)
                 self._undo.callback(after.remove)
-        self._listen("encode_prompt")
+        self._listen("check_inputs", self._forget)
+        self._listen("encode_prompt", self._hear)
         self._wrap_scheduler()
 
-    def _listen(self, name: str) -> None:
-        """Hear the prompt when the pipeline encodes it."""
+    def _listen(self, name: str, hear: Callable[[dict[str, Any]], None]) -> None:
+        """Tell `hear` the arguments of a function of the pipeline, by name, before it runs."""
         plain = getattr(self.pipe, name, None)
         if plain is None:
             return
 
         @functools.wraps(plain)
         def listening(*args: Any, **kwargs: Any) -> Any:
-            prompt = inspect.signature(plain).bind(*args, **kwargs).arguments.get("prompt")
-            self._heard = [prompt] if isinstance(prompt, str) else prompt
+            hear(dict(inspect.signature(plain).bind(*args, **kwargs).arguments))
             return plain(*args, **kwargs)
 
         own = vars(self.pipe).get(name)
         vars(self.pipe)[name] = listening
         self._undo.callback(lambda: vars(self.pipe).pop(name) if own is None else vars(self.pipe).update({name: own}))
+
+    def _forget(self, _: dict[str, Any]) -> None:
+        """A call of the pipeline begins."""
+        self._encoded = None
+
+    def _hear(self, encoded: dict[str, Any]) -> None:
+        """The first text that a call encodes is the prompt; a second one is what to avoid."""
+        if self._encoded is None:
+            self._encoded = encoded
+
+    @property
+    def _heard(self) -> list[str] | None:
+        """The prompts that the pipeline encoded, if it did."""
+        for name in self.family.prompts:
+            if prompt := (self._encoded or {}).get(name):
+                return [prompt] if isinstance(prompt, str) else prompt
+        return None
 
     def _wrap_scheduler(self) -> None:
         """Wrap the scheduler the pipeline holds now; users replace it after attaching."""
@@ -151,7 +169,8 @@ class Guide:
         """Open a run at its first denoiser call: who is who in the batch, which words are where."""
         self._wrap_scheduler()
         given = self._told or self._heard
-        run = Generation(self.pipe, self.family, model, len(self._active), given, (args, kwargs))
+        encoded, self._encoded = self._encoded or {}, None
+        run = Generation(self.pipe, self.family, model, len(self._active), given, encoded, (args, kwargs))
         for number, method in enumerate(self._active):
             if method.asks("prepare"):
                 method.prepare(run.context(number))
@@ -302,8 +321,8 @@ class Guide:
         if run.term is None:
             run.term = self._term(run, shifters, {name: y[rows] for name, rows in run.rows.items()}, args, kwargs)
         d = run.term
-        if self.family.renormalises(self.pipe):
-            return out  # the scheduler's turn comes later
+        if self.family.at_scheduler(self.pipe):
+            return out
         y = y.clone()
         g = float(getattr(self.pipe, "guidance_scale", 1.0) or 1.0)
         if "uncond" in run.rows and (getattr(self.pipe, "guidance_rescale", 0.0) or 0.0) > 0 and g != 1:
@@ -362,8 +381,9 @@ class Guide:
             return sample, output
         if run.delta is not None and sample.shape == run.delta.shape:
             sample = (sample.float() + run.delta / run.scale).to(sample.dtype)
-        if run.term is not None and output.shape == run.term.shape and self.family.renormalises(self.pipe):
-            output = output + run.term.to(output.dtype)
+        sign = self.family.at_scheduler(self.pipe)
+        if run.term is not None and sign and output.shape == run.term.shape:
+            output = output + sign * run.term.to(output.dtype)
         return sample, output
 
     def _finish(self, latents: Tensor) -> Tensor:

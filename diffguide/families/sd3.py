@@ -3,12 +3,11 @@
 import math
 from typing import Any
 
-import torch
 from torch import nn
 
 from diffguide import tokens
 from diffguide.errors import PromptError
-from diffguide.family import Arguments, Family, bare, batched, third
+from diffguide.family import Arguments, Batch, Family, bare, blank, third, together
 from diffguide.site import Site
 
 
@@ -34,14 +33,13 @@ class SD3(Family):
                 sites.append(Site(f"transformer_blocks.{number}.attn2", "self", part, level, block.attn2))
         return sites
 
-    def branches(self, pipe: Any, rows: int, call: int) -> dict[str, slice]:
+    def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
         """[uncond, cond]; with skipped layers a second call of the prompt alone."""
-        return {"skip": slice(None)} if call else batched(pipe, rows)
+        return {"skip": slice(0, batch.rows)} if batch.call else together(pipe, batch)
 
     def example(self, model: nn.Module, size: tuple[int, ...]) -> Arguments:
         config: Any = bare(model).config
-        weight = next(model.parameters())
-        zeros = lambda *shape: torch.zeros(shape, dtype=weight.dtype, device=weight.device)  # noqa: E731
+        zeros = blank(model)
         return (), {
             "hidden_states": zeros(1, config.in_channels, *size),
             "encoder_hidden_states": zeros(1, 333, config.joint_attention_dim),

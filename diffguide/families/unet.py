@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 
-from diffguide.family import Arguments, Family, bare, batched
+from diffguide.family import Arguments, Batch, Family, bare, blank, together
 from diffguide.site import Grid, Site
 
 
@@ -37,24 +36,23 @@ class UNet(Family):
             h, w = -(-h // 2), -(-w // 2)
         return h, w
 
-    def branches(self, pipe: Any, rows: int, call: int) -> dict[str, slice]:
+    def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
         """[text, image, uncond] for InstructPix2Pix."""
         if "InstructPix2Pix" in type(pipe).__name__ and pipe.do_classifier_free_guidance:
-            n = rows // 3
-            return {"cond": slice(0, n), "image": slice(n, 2 * n), "uncond": slice(2 * n, rows)}
-        return batched(pipe, rows)
+            n = batch.rows // 3
+            return {"cond": slice(0, n), "image": slice(n, 2 * n), "uncond": slice(2 * n, batch.rows)}
+        return together(pipe, batch)
 
     def example(self, model: nn.Module, size: Grid) -> Arguments:
         config: Any = bare(model).config
-        weight = next(model.parameters())
-        zeros = lambda *shape: torch.zeros(shape, dtype=weight.dtype, device=weight.device)  # noqa: E731
+        zeros = blank(model)
         width = config.cross_attention_dim
         width = width[0] if isinstance(width, list | tuple) else width
         kwargs: dict[str, Any] = {"encoder_hidden_states": zeros(1, 77, width)}
         if config.addition_embed_type == "text_time":
             pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
             kwargs["added_cond_kwargs"] = {"text_embeds": zeros(1, pooled), "time_ids": zeros(1, 6)}
-        return (zeros(1, config.in_channels, *size), torch.zeros((), device=weight.device)), kwargs
+        return (zeros(1, config.in_channels, *size), zeros()), kwargs
 
     def refusals(self, pipe: Any) -> list[str]:
         name = type(pipe).__name__

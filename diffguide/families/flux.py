@@ -1,0 +1,91 @@
+"""FLUX.1 and Chroma: text and packed image tokens in one stream, text first."""
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from diffguide.family import Arguments, Batch, Family, bare, blank, in_turn, third
+from diffguide.site import Grid, Site
+
+
+class Flux(Family):
+    """`FluxTransformer2DModel`: double-stream blocks, then single-stream ones in which both run as one.
+
+    A token packs 2x2 latent cells. Their place is told by `img_ids`; an edited or reference picture (Kontext) comes
+    behind the picture, with another first id.
+    """
+
+    models: ClassVar[tuple[str, ...]] = ("FluxTransformer2DModel",)
+    latent = ("hidden_states", 0)
+    channels_at = 2
+    text_first = True
+    shared = ("img_ids", "txt_ids")
+    prompts = ("prompt_2", "prompt")
+    tokenizer = "tokenizer_2"
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        """`attn` of the double blocks, then of the single ones; thirds count both."""
+        model = bare(model)
+        names = [
+            f"{kind}.{number}.attn"
+            for kind in ("transformer_blocks", "single_transformer_blocks")
+            for number in range(len(getattr(model, kind)))
+        ]
+        return [Site(name, "joint", third(i, len(names)), 1, model.get_submodule(name)) for i, name in enumerate(names)]
+
+    def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
+        """True classifier-free guidance makes a second call."""
+        return in_turn(batch)
+
+    def places(self, kwargs: dict[str, Any]) -> Tensor:
+        """The ids [N, 3 or 4] of the picture's own tokens."""
+        ids = kwargs["img_ids"]
+        ids = ids[0] if ids.ndim == 3 else ids
+        return ids[ids[:, 0] == ids[0, 0]]
+
+    def size(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Grid:
+        rows, columns = (int(self.places(kwargs)[:, i].max()) + 1 for i in (1, 2))
+        return 2 * rows, 2 * columns
+
+    def latents(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return super().latents(model, args, kwargs)[:, : len(self.places(kwargs))]
+
+    def with_latents(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], z: Tensor) -> Arguments:
+        x = self.argument(args, kwargs)
+        own = torch.cat([z, x[:, : z.shape[1], z.shape[2] :]], 2)
+        return self.with_argument(args, kwargs, torch.cat([own, x[:, z.shape[1] :]], 1))
+
+    def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return super().timestep(args, kwargs) * 1000  # the pipeline divides it
+
+    def example_size(self, model: nn.Module) -> Grid:
+        return 128, 128
+
+    def example(self, model: nn.Module, size: Grid) -> Arguments:
+        config: Any = bare(model).config
+        zeros = blank(model)
+        h, w = size[0] // 2, size[1] // 2
+        axes = len(config.axes_dims_rope)
+        ids = zeros(h, w, axes)
+        ids[..., 1], ids[..., 2] = torch.arange(h)[:, None], torch.arange(w)
+        kwargs = {
+            "hidden_states": zeros(1, h * w, config.in_channels),
+            "encoder_hidden_states": zeros(1, 512, config.joint_attention_dim),
+            "timestep": zeros(1),
+            "img_ids": ids.flatten(0, 1),
+            "txt_ids": zeros(512, axes),
+        }
+        if "pooled_projection_dim" in config:
+            kwargs["pooled_projections"] = zeros(1, config.pooled_projection_dim)
+        if getattr(config, "guidance_embeds", False):
+            kwargs["guidance"] = zeros(1)
+        return (), kwargs
+
+
+class Chroma(Flux):
+    """`ChromaTransformer2DModel`: FLUX's blocks without pooled text; padding is masked."""
+
+    models = ("ChromaTransformer2DModel",)
+    prompts = ("prompt",)
+    tokenizer = "tokenizer"

@@ -1,0 +1,47 @@
+"""HunyuanVideo: one stream of video and text tokens, video first, padding masked."""
+
+import math
+from typing import Any
+
+from torch import nn
+
+from diffguide.family import Arguments, Batch, Family, bare, blank, in_turn, third
+from diffguide.site import Grid, Site
+
+
+class HunyuanVideo(Family):
+    """`HunyuanVideoTransformer3DModel`: double-stream blocks, then single ones; its text refiner is left alone."""
+
+    models = ("HunyuanVideoTransformer3DModel",)
+    latent = ("hidden_states", 0)
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        model = bare(model)
+        level = round(math.log2(model.config.patch_size))  # type: ignore[union-attr]
+        names = [
+            f"{kind}.{number}.attn"
+            for kind in ("transformer_blocks", "single_transformer_blocks")
+            for number in range(len(getattr(model, kind)))
+        ]
+        return [
+            Site(name, "joint", third(i, len(names)), level, model.get_submodule(name)) for i, name in enumerate(names)
+        ]
+
+    def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
+        """True classifier-free guidance makes a second call."""
+        return in_turn(batch)
+
+    def example_size(self, model: nn.Module) -> Grid:
+        return 33, 90, 160
+
+    def example(self, model: nn.Module, size: Grid) -> Arguments:
+        config: Any = bare(model).config
+        zeros = blank(model)
+        kwargs = {
+            "hidden_states": zeros(1, config.in_channels, *size),
+            "timestep": zeros(1),
+            "encoder_hidden_states": zeros(1, 256, config.text_embed_dim),
+            "encoder_attention_mask": zeros(1, 256) + 1,
+            "pooled_projections": zeros(1, config.pooled_projection_dim),
+        }
+        return (), kwargs | ({"guidance": zeros(1)} if config.guidance_embeds else {})

@@ -1,0 +1,45 @@
+"""Wan 2.1 and 2.2: video, separate self- and cross-attention.
+
+Wan 2.2 has one denoiser for the first steps and one for the last.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from diffguide.family import Arguments, Batch, Family, bare, blank, in_turn, self_and_cross
+from diffguide.site import Grid, Site
+
+
+class Wan(Family):
+    """`WanTransformer3DModel`: tokens of 2x2 latent cells of a frame; a picture to start from is more keys."""
+
+    models = ("WanTransformer3DModel",)
+    latent = ("hidden_states", 0)
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        """Image-to-video in 2.1 attends to the picture first, then to the words, in one processor."""
+        calls = 2 if bare(model).config.added_kv_proj_dim is not None else 1  # type: ignore[union-attr]
+        return self_and_cross(model, "blocks", level=1, calls=calls)
+
+    def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
+        return in_turn(batch)
+
+    def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The largest of a call's: frames that are given stand at 0."""
+        return super().timestep(args, kwargs).max()
+
+    def example_size(self, model: nn.Module) -> Grid:
+        return 21, 60, 104
+
+    def example(self, model: nn.Module, size: Grid) -> Arguments:
+        config: Any = bare(model).config
+        zeros = blank(model)
+        kwargs = {
+            "hidden_states": zeros(1, config.in_channels, *size),
+            "timestep": zeros(1),
+            "encoder_hidden_states": zeros(1, 512, config.text_dim),
+        }
+        if config.image_dim is not None:
+            kwargs["encoder_hidden_states_image"] = zeros(1, 257, config.image_dim)
+        return (), kwargs

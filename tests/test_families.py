@@ -1,0 +1,179 @@
+"""Every family against a small model of its real class: where tokens are, who is who, what arrives."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from diffguide import passes
+from diffguide.family import of_model
+from diffguide.maps import Watch
+from tests.tiny_models import MODELS
+
+# diffusers' own Chroma imports it the old way
+pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
+
+SIZES = {2: (8, 12), 3: (2, 8, 12)}  # latent cells: wide, so that no square root can be right
+
+
+def filled(value: Any, seed: int = 0) -> Any:
+    """Noise in place of zeros, where zeros mean nothing."""
+    if isinstance(value, dict):
+        return {k: v if k in KEPT else filled(v, seed + i) for i, (k, v) in enumerate(value.items())}
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return torch.randn(value.shape, generator=torch.Generator().manual_seed(seed))
+    if isinstance(value, tuple):
+        return tuple(filled(v, seed + i) for i, v in enumerate(value))
+    return value
+
+
+KEPT = ("img_ids", "txt_ids", "encoder_attention_mask", "attention_mask", "timestep", "guidance", "img_shapes")
+
+
+@pytest.fixture(params=sorted(MODELS))
+def case(request: pytest.FixtureRequest) -> Any:
+    model = MODELS[request.param]()
+    family = of_model(model)
+    args, kwargs = family.example(model, SIZES[len(family.example_size(model))])
+    return model, family, filled(args), filled(kwargs)
+
+
+def run(model: Any, family: Any, args: Any, kwargs: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return family.prediction(model(*args, **kwargs))
+
+
+def seen(model: Any, family: Any, args: Any, kwargs: Any, kind: str) -> dict[str, torch.Tensor]:
+    """Maps of all sites of a kind, by name, [H, N, K]."""
+    size = family.size(args, kwargs)
+    sites = family.sites(model)
+    grids = {site: family.grid(site, size) for site in sites}
+    chosen = [s for s in sites if s.kind in (kind, "joint")]
+    if not chosen:
+        return {}
+    wishes = {(0, "x"): (Watch(kind, head_mean=False), chosen)}  # type: ignore[arg-type]
+    words = family.words(args, kwargs)
+    with torch.no_grad(), passes.looking(model, family, args, kwargs, wishes, grids, words=words) as maps:
+        return {s.site.name: s.values[0] for s in maps[0]["x"]}
+
+
+def test_the_size_is_read_off_the_call(case: Any) -> None:
+    model, family, args, kwargs = case
+    size = family.size(args, kwargs)
+    assert size == SIZES[len(size)]
+    for site in family.sites(model):
+        assert math.prod(family.grid(site, size)) == math.prod(size) // 4**site.level
+
+
+def test_steering_that_changes_nothing_gives_the_same_bits(case: Any) -> None:
+    model, family, args, kwargs = case
+    plain = run(model, family, args, kwargs)
+    size, words = family.size(args, kwargs), family.words(args, kwargs)
+    met = []
+
+    def at(site: Any) -> Any:
+        def handle(*qkv: Any) -> torch.Tensor:
+            grid = family.grid(site, size)
+            call = passes.call_at(family, site, grid, qkv, words=words, rows={}, branch="every")
+            met.append(site.name)
+            return call.proceed()
+
+        return handle
+
+    sites = family.sites(model)
+    processors = [site.module.processor for site in sites]
+    with passes.steered({site: at(site) for site in sites}):
+        assert torch.equal(run(model, family, args, kwargs), plain)
+    assert sorted(met) == sorted(site.name for site in sites), "every site is reached once"
+    assert all(site.module.processor is p for site, p in zip(sites, processors, strict=True))
+
+
+def test_image_tokens_attend_to_words_and_to_each_other_with_shares_of_one(case: Any) -> None:
+    model, family, args, kwargs = case
+    words, images = (seen(model, family, args, kwargs, kind) for kind in ("cross", "self"))
+    assert words or images
+    for name in words.keys() | images.keys():
+        total = sum(maps[name].sum(-1) for maps in (words, images) if name in maps)
+        assert torch.allclose(total, torch.ones_like(total), atol=1e-4), name
+    for name, maps in words.items():
+        assert maps.shape[-1] == family.words(args, kwargs), name
+
+
+def test_words_are_where_the_text_states_are(case: Any) -> None:
+    """Another text state in one column changes the map of that column in the first block by far the most."""
+    model, family, args, kwargs = case
+    before = seen(model, family, args, kwargs, "cross")
+    if "encoder_hidden_states" not in kwargs or not before:
+        pytest.skip("no words here")
+    column = 3
+    states = kwargs["encoder_hidden_states"].clone()
+    states[:, column] = -3 * states[:, column]
+    after = seen(model, family, args, kwargs | {"encoder_hidden_states": states}, "cross")
+    name = next(iter(before))
+    change = (after[name].clamp_min(1e-12).log() - before[name].clamp_min(1e-12).log()).abs().mean((0, 1))
+    if "hunyuan_video" in type(family).__module__:
+        pytest.skip("its text refiner mixes the words before the first block")
+    assert int(change.argmax()) == column
+
+
+def test_a_latent_cell_is_where_its_token_is(case: Any) -> None:
+    """A change in one cell changes, in the first block, the queries' maps of its own token most."""
+    model, family, args, kwargs = case
+    if hasattr(model, "conv_in"):
+        return  # a U-Net's convolutions and norms have spread the change by then
+    size = family.size(args, kwargs)
+    kind = "cross" if seen(model, family, args, kwargs, "cross") else "self"
+    before = seen(model, family, args, kwargs, kind)
+    name = next(iter(before))
+    site = next(s for s in family.sites(model) if s.name == name)
+    z = family.latents(model, args, kwargs)
+    place = torch.zeros(size)
+    place[..., 2:4, 6:8] = 1  # one token of 2x2 cells
+    place[:-1] = place[:-1] if len(size) == 2 else 0
+    changed = z + 5 * tokens_of(place, z, family)
+    after = seen(model, family, *family.with_latents(model, args, kwargs, changed), kind)
+    moved = (after[name] - before[name]).abs().mean((0, 2)).reshape(family.grid(site, size))
+    found = tuple(int(i) for i in torch.unravel_index(moved.argmax(), moved.shape))
+    assert found[-2:] in {(y >> site.level, x >> site.level) for y in (2, 3) for x in (6, 7)}
+    if len(size) == 3:
+        assert found[0] == size[0] - 1
+
+
+def tokens_of(place: torch.Tensor, z: torch.Tensor, family: Any) -> torch.Tensor:
+    """A mask of latent cells in the shape of the latents."""
+    if z.ndim == 3:  # packed
+        if math.prod(place.shape) == z.shape[1]:
+            return place.reshape(1, -1, 1)
+        return place[..., ::2, ::2].reshape(1, -1, 1)
+    shape = [1] * z.ndim
+    mask = place
+    if z.ndim == 5:
+        mask = place[:, None] if family.channels_at == 2 else place[None]
+    return mask.reshape([*shape[: z.ndim - mask.ndim], *mask.shape])
+
+
+def test_rows_are_cut_as_the_call_means_them(case: Any) -> None:
+    """Two pictures in a batch, and each alone: the same predictions."""
+    model, family, args, kwargs = case
+    two = (
+        double(args, family, kwargs),
+        {k: v if k in family.shared else double(v, family, kwargs) for k, v in kwargs.items()},
+    )
+    both = run(model, family, *two)
+    rows = family.latents(model, *two).shape[0]
+    assert rows == 2
+    for row in range(2):
+        alone = run(model, family, *family.take(*two, torch.tensor([row]), rows))
+        assert torch.allclose(alone, both[row : row + 1], atol=1e-5)
+
+
+def double(value: Any, family: Any, kwargs: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.ndim and value.is_floating_point():
+        other = torch.randn(value.shape, generator=torch.Generator().manual_seed(9)) if value.ndim > 2 else value
+        return torch.cat([value, other])
+    if isinstance(value, dict):
+        return {k: double(v, family, kwargs) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(double(v, family, kwargs) for v in value)
+    return value
