@@ -156,10 +156,8 @@ def tokens_of(place: torch.Tensor, z: torch.Tensor, family: Any) -> torch.Tensor
 def test_rows_are_cut_as_the_call_means_them(case: Any) -> None:
     """Two pictures in a batch, and each alone: the same predictions."""
     model, family, args, kwargs = case
-    two = (
-        double(args, family, kwargs),
-        {k: v if k in family.shared else double(v, family, kwargs) for k, v in kwargs.items()},
-    )
+    cut = {name: value if name in family.shared else double(value, name in KEPT) for name, value in kwargs.items()}
+    two = double(args), cut
     both = run(model, family, *two)
     rows = family.latents(model, *two).shape[0]
     assert rows == 2
@@ -168,12 +166,14 @@ def test_rows_are_cut_as_the_call_means_them(case: Any) -> None:
         assert torch.allclose(alone, both[row : row + 1], atol=1e-5)
 
 
-def double(value: Any, family: Any, kwargs: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.ndim and value.is_floating_point():
-        other = torch.randn(value.shape, generator=torch.Generator().manual_seed(9)) if value.ndim > 2 else value
+def double(value: Any, same: bool = False) -> Any:
+    """Two rows for one: noise of its own for the second, where it is not the `same`."""
+    if isinstance(value, torch.Tensor) and value.ndim:
+        noise = value.is_floating_point() and value.ndim > 2 and not same
+        other = torch.randn(value.shape, generator=torch.Generator().manual_seed(9)) if noise else value
         return torch.cat([value, other])
     if isinstance(value, dict):
-        return {k: double(v, family, kwargs) for k, v in value.items()}
+        return {k: double(v, same) for k, v in value.items()}
     if isinstance(value, tuple):
-        return tuple(double(v, family, kwargs) for v in value)
+        return tuple(double(v, same) for v in value)
     return value
