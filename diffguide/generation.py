@@ -46,6 +46,7 @@ class Generation:
     ) -> None:
         self.pipe, self.family, self.encoded = pipe, family, encoded
         self.size, self.calls, self.pictures = family.size(*call), 0, 0
+        self.frames = self.size[0] if len(self.size) == 3 else 1
         self.use(model, call)
         rows, of = self.branches(model, call, 0)
         self.pictures = len(range(rows)[of["cond"]])
@@ -94,7 +95,9 @@ class Generation:
         return self.step / max(1, self.steps)
 
     def context(self, number: int, pictures: list[int] | None = None) -> Context:
+        """What a method may know; every frame of a video counts as a row of its picture."""
         family, pipe = self.family, self.pipe
+        pictures = list(range(self.pictures)) if pictures is None else pictures
         return Context(
             prompts=self.prompts,
             find=self.find,
@@ -105,7 +108,7 @@ class Generation:
             sites=self.sites,
             grids=self.grids,
             size=self.size,
-            pictures=list(range(self.pictures)) if pictures is None else pictures,
+            pictures=[b for b in pictures for _ in range(self.frames)],
             memory=self.memories[number],
         )
 
@@ -126,6 +129,11 @@ class Generation:
         for number, method in methods.items():
             for name, watch in method.watch(self.context(number)).items():
                 sites = watch.choose(self.sites, self.grids)
+                if watch.kind == "self" and any(len(self.grids[s]) == 3 and not s.apart for s in sites):
+                    raise AttachError(
+                        f"{type(method).__name__} wants self-attention maps of a video, frames times cells squared; "
+                        "choose settings without them (Bacon: align=0) or a method of words alone"
+                    )
                 if not sites:
                     raise AttachError(
                         f"{type(method).__name__} wants {watch.kind}-attention maps in {', '.join(watch.blocks)}: this "
@@ -158,6 +166,8 @@ class Generation:
         maps: dict[str, Any] = {}
         for memory in self.memories.values():
             maps |= memory.get("maps", {})
+        if self.frames > 1:
+            maps = {word: rows.reshape(-1, self.frames, *rows.shape[1:]) for word, rows in maps.items()}
         return maps
 
 

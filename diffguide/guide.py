@@ -102,7 +102,7 @@ class Guide:
 
     @property
     def maps(self) -> dict[str, Any]:
-        """What was seen in the last run, by word: float32 arrays [pictures, h, w]."""
+        """What was seen in the last run, by word: float32 [pictures, h, w], of video [pictures, frames, h, w]."""
         return {} if self._run is None else self._run.collected()
 
     def explain(self, *, steps: int = 50, height: int | None = None, width: int | None = None) -> Plan:
@@ -248,7 +248,7 @@ class Guide:
                     total = torch.zeros((), device=z.device)
                     for n, method in movers.items():
                         context = run.context(n, todo.tolist())
-                        losses = method.loss(maps[n], context)
+                        losses = method.loss(maps[n], context).unflatten(0, (-1, run.frames)).mean(1)
                         full = torch.full((run.pictures,), torch.nan)
                         full[todo] = losses.detach().float().cpu()
                         history[n].append(full)

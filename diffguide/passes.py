@@ -143,7 +143,14 @@ def record(call: Call, wishes: Wishes, seen: dict[tuple[int, str], list[Seen]] |
             columns = list(watch.columns) if watch.columns is not None else None
             values = call.probabilities(columns, head_mean=watch.head_mean, kind=watch.kind)
             if seen is not None:
-                seen[key].append(Seen(call.site, call.grid, values))
+                seen[key].append(Seen(call.site, call.grid[-2:], frames_as_rows(call, values)))
+
+
+def frames_as_rows(call: Call, values: Tensor) -> Tensor:
+    """Maps [B, (H,) F * N, K] of a video, F rows for each: [B * F, (H,) N, K]."""
+    if len(call.grid) < 3 or call.site.apart:
+        return values
+    return values.unflatten(-2, (call.grid[0], -1)).movedim(-3, 1).flatten(0, 1)
 
 
 def call_at(
@@ -160,9 +167,13 @@ def call_at(
     """The call of a site from what its handler was given, after checking that its image tokens fill the grid."""
     q, k, v, mask, scale = qkv
     image, text = family.spans(site, grid, words, q.shape[2], k.shape[2])
-    if len(range(q.shape[2])[image]) != math.prod(grid):
+    if len(range(q.shape[2])[image]) != math.prod(grid[-2:] if site.apart else grid):
         expected = "x".join(map(str, grid))
         raise SteeringError(f"{site.name}: {q.shape[2]} tokens do not fill the expected grid of {expected}")
+    whole = max((part.stop for part in rows.values() if part.stop), default=0)
+    if whole and q.shape[0] != whole:  # frames or places as rows
+        times = q.shape[0] // whole
+        rows = {name: slice(part.start * times, part.stop * times) for name, part in rows.items()}
     return Call(site, q, k, v, mask, scale, grid, image, text, branch, rows, progress)
 
 

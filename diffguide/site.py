@@ -25,6 +25,7 @@ class Site:
         module: the module, whose `processor` does the work.
         calls: how many attention calls the processor makes.
         call: which of them is steered.
+        apart: whether every frame of a video is a row of its own.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Site:
     module: nn.Module = field(repr=False)
     calls: int = 1
     call: int = 0
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Call:
         v: values [B, H, M, D].
         mask: additive or boolean, broadcastable to [B, H, N, M], or None.
         scale: factor of the logits, or None for D ** -0.5.
-        grid: height and width of the image tokens, in tokens; frames first for video.
+        grid: height and width of the image tokens, in tokens; frames first for video; frames alone between frames.
         image: the image tokens among the queries (and the keys, where attention is joint).
         text: the words among the keys; empty where there are none.
         branch: whose rows these are; `"every"` when a batch holds several branches.

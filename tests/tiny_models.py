@@ -266,3 +266,21 @@ def hunyuan_dit() -> Any:
         pooled_projection_dim=16,
         hidden_size=24,
     )
+
+
+@model
+def animatediff() -> Any:
+    motion = diffusers.MotionAdapter(
+        block_out_channels=(8, 8), motion_layers_per_block=1, motion_norm_num_groups=2, motion_num_attention_heads=4
+    )
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        sample_size=16,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=2,
+        norm_num_groups=2,
+    )
+    return diffusers.UNetMotionModel.from_unet2d(unet, motion)

@@ -38,7 +38,8 @@ class CaptureMaps(Method):
         old = memory.setdefault("maps", {})
         memory["count"] += 1
         for word, columns in memory["columns"].items():
-            now = np.stack([_mean(A[b].detach().cpu().numpy(), each).reshape(h, w) for b, each in enumerate(columns)])
+            rows = enumerate(context.pictures)
+            now = np.stack([_mean(A[row].detach().cpu().numpy(), columns[b]).reshape(h, w) for row, b in rows])
             before = old.get(word, np.zeros_like(now))
             old[word] = before + (now - before) / memory["count"]
 
