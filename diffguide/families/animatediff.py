@@ -11,7 +11,7 @@ from diffguide.site import Grid, Site
 
 
 class AnimateDiff(UNet):
-    """`UNetMotionModel`: latents [B, C, frames, h, w]; in attention every frame, or every place, is a row of its own."""
+    """`UNetMotionModel`: latents [B, C, frames, h, w]; in attention every frame, or every place, is a row."""
 
     models = ("UNetMotionModel",)
 

@@ -1,0 +1,151 @@
+"""The same promises for every family's pipeline: what is added arrives, what is moved arrives, nothing stays."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffguide import Guide
+from diffguide.maps import Maps, Watch
+from diffguide.method import Context, Method, param
+from diffguide.processors import PAG
+from tests.tiny_pipes import PIPES
+
+STEPS = 4
+
+
+@pytest.fixture(params=sorted(PIPES))
+def case(request: pytest.FixtureRequest) -> Any:
+    pipe, given = PIPES[request.param]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, given
+
+
+def call(pipe: Any, given: dict[str, Any], **more: Any) -> Tensor:
+    rng = torch.Generator().manual_seed(2)
+    settings = {"num_inference_steps": STEPS, "output_type": "latent", "generator": rng, "return_dict": False}
+    return pipe(**(given | settings | more))[0]
+
+
+@dataclass(frozen=True)
+class Nudge(Method):
+    """The same small term in every step, from the shape of the prediction alone."""
+
+    scale: float = param(0.1, "size of the term", low=0.0)
+
+    def shift(self, pred: dict[str, Tensor]) -> Tensor:
+        return self.scale * wave(pred["cond"])
+
+
+def wave(x: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, x.numel()).reshape(x.shape).to(x.dtype)
+
+
+@dataclass(frozen=True)
+class Pull(Method):
+    """Attention to two words, raised."""
+
+    speed: float = param(30.0, "step size", low=0.0)
+    repeats: int = param(1, "moves in a step", low=1)
+
+    def watch(self, context: Context) -> dict[str, Watch]:
+        return {"words": Watch("cross", columns=(1, 2))}
+
+    def rate(self, context: Context) -> float:
+        return self.speed
+
+    def most(self, context: Context) -> int:
+        return self.repeats
+
+    def loss(self, maps: Maps, context: Context) -> Tensor:
+        shares = [seen.values.sum(-1).mean(-1) for seen in maps["words"]]
+        return 2 - torch.stack(shares).mean(0)
+
+
+def test_a_term_added_to_every_prediction_is_added_to_their_combination(case: Any, monkeypatch: Any) -> None:
+    pipe, given = case
+    with Guide(pipe, Nudge()):
+        ours = call(pipe, given)
+    plain = call(pipe, given)
+    step = type(pipe.scheduler).step
+
+    def nudged(self: Any, model_output: Tensor, *args: Any, **kwargs: Any) -> Any:
+        d = 0.1 * wave(model_output)
+        if type(pipe).__name__ == "PixArtAlphaPipeline":  # its predictions have a variance half, which is cut off
+            d = 0.1 * wave(torch.cat([model_output, model_output], 1))[:, : model_output.shape[1]]
+        return step(self, model_output + d, *args, **kwargs)
+
+    monkeypatch.setattr(type(pipe.scheduler), "step", nudged)
+    after = call(pipe, given)
+    assert (after - plain).abs().max() > 1e-2
+    assert (ours - after).abs().max() < 2e-5 * after.abs().max()
+
+
+def test_moves_lower_the_loss(case: Any) -> None:
+    pipe, given = case
+    with Guide(pipe, Pull(window=(0.0, 0.2), repeats=3)) as guide:
+        call(pipe, given)
+    losses = [next(iter(entry.values()))[0] for entry in guide.report.steps[0].losses]
+    assert len(losses) == 3 and losses[0] > losses[1] > losses[2]
+    assert len(guide.report.steps) == 1 and guide.report.backwards == 3
+
+
+def test_a_move_in_the_first_step_is_a_run_from_other_latents(case: Any) -> None:
+    """Every call of the step and the scheduler are given the moved latents: the rest is as if they had come so."""
+    pipe, given = case
+    inputs: list[Tensor] = []
+    models = [m for m in (getattr(pipe, n, None) for n in ("unet", "transformer", "transformer_2")) if m is not None]
+    with Guide(pipe, Pull(window=(0.0, 0.2))) as guide:
+        family = guide.family
+        hooks = [
+            model.register_forward_pre_hook(
+                lambda m, args, kwargs: inputs.append(family.latents(m, args, kwargs).detach()), with_kwargs=True
+            )
+            for model in models
+        ]
+        moved = call(pipe, given)
+    for hook in hooks:
+        hook.remove()
+    start = inputs[0][:1]
+    assert torch.allclose(call(pipe, given, latents=start.clone()), moved, atol=1e-4)
+    assert (call(pipe, given) - moved).abs().max() > 1e-3
+
+
+def test_the_weak_pass_is_one_more_forward_a_step(case: Any) -> None:
+    pipe, given = case
+    plain = call(pipe, given)
+    with Guide(pipe, PAG(layers="all")) as guide:
+        weak = call(pipe, given)
+    calls = 2 if "negative_prompt_embeds" in given else 1
+    skipping = STEPS - 1 if "skip_guidance_layers" in given else 0  # the pipeline leaves the first step out
+    assert guide.report.forwards == STEPS * (calls + 1) + skipping
+    assert (weak - plain).abs().max() > 1e-3
+
+
+def test_nothing_is_left_behind(case: Any) -> None:
+    pipe, given = case
+    plain = call(pipe, given)
+    before = {name: (vars(part).keys(), part.training) for name, part in parts(pipe)}
+    for broken in (False, True):
+        with Guide(pipe, Pull(), PAG(layers="all")):
+            if broken:
+                with pytest.raises(ZeroDivisionError):
+                    call(pipe, given, callback_on_step_end=lambda *_: 1 / 0) if takes_callbacks(pipe) else 1 / 0
+            else:
+                call(pipe, given)
+        assert torch.equal(call(pipe, given), plain)
+        assert {name: (vars(part).keys(), part.training) for name, part in parts(pipe)} == before
+        assert not {"step", "set_timesteps"} & vars(pipe.scheduler).keys()
+
+
+def takes_callbacks(pipe: Any) -> bool:
+    return "PixArt" not in type(pipe).__name__
+
+
+def parts(pipe: Any) -> list[tuple[str, Any]]:
+    models = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
+    return [
+        (f"{i} {name}", m) for i, model in enumerate(models) if model is not None for name, m in model.named_modules()
+    ]
