@@ -284,3 +284,52 @@ def animatediff() -> Any:
         norm_num_groups=2,
     )
     return diffusers.UNetMotionModel.from_unet2d(unet, motion)
+
+
+@model
+def lumina2() -> Any:
+    return diffusers.Lumina2Transformer2DModel(
+        sample_size=16,
+        patch_size=2,
+        in_channels=4,
+        hidden_size=24,
+        num_layers=2,
+        num_refiner_layers=1,
+        num_attention_heads=3,
+        num_kv_heads=1,
+        multiple_of=2,
+        axes_dim_rope=(4, 2, 2),
+        axes_lens=(512, 128, 128),
+        cap_feat_dim=32,
+    )
+
+
+@model
+def z_image() -> Any:
+    return diffusers.ZImageTransformer2DModel(
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=4,
+        dim=32,
+        n_layers=2,
+        n_refiner_layers=1,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=16,
+        axes_dims=[8, 4, 4],
+        axes_lens=[512, 32, 32],
+    )
+
+
+@model
+def omnigen() -> Any:
+    return diffusers.OmniGenTransformer2DModel(
+        hidden_size=16,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        intermediate_size=32,
+        num_layers=2,
+        in_channels=4,
+        time_step_dim=4,
+        rope_scaling={"long_factor": [1, 2], "short_factor": [1, 2]},
+    )
