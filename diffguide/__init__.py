@@ -11,11 +11,13 @@ __version__ = "0.1.0"
 # where each public name lives; methods are found in the folder of methods
 _HOMES = {
     "Guide": "guide",
+    "Family": "family",
     "Layout": "layout",
     "Region": "layout",
     "Recipe": "recipe",
     "Method": "method",
     "param": "method",
+    "register_family": "family",
     "AttachError": "errors",
     "DiffguideError": "errors",
     "FamilyError": "errors",

@@ -208,12 +208,37 @@ def _take(value: Any, index: Tensor, rows: int) -> Any:
     return value
 
 
-def families() -> list[Family]:
-    """One instance of every family in the folder."""
+_registered: list[Family] = []
+
+
+def register_family(family: type[Family]) -> type[Family]:
+    """Make a family of your own known; may be used as a decorator. It is asked before those that come with diffguide.
+
+    Raises:
+        FamilyError: it is no complete subclass of `Family`, or names no denoiser.
+    """
+    missing = sorted(getattr(family, "__abstractmethods__", ()))
+    if not (isinstance(family, type) and issubclass(family, Family)) or missing or not family.models:
+        wants = f"lacks {', '.join(missing)}" if missing else "must subclass Family and name its `models`"
+        raise FamilyError(f"{getattr(family, '__name__', family)!s} {wants}")
+    _registered.insert(0, family())
+    return family
+
+
+def refused() -> dict[str, str]:
+    """Denoisers that are known not to work, with the reason."""
+    return {name: reason for module in _modules() for name, reason in getattr(module, "REFUSED", {}).items()}
+
+
+def _modules() -> list[Any]:
     package = importlib.import_module("diffguide.families")
-    found = []
-    for info in pkgutil.iter_modules(package.__path__):
-        module = importlib.import_module(f"{package.__name__}.{info.name}")
+    return [importlib.import_module(f"{package.__name__}.{i.name}") for i in pkgutil.iter_modules(package.__path__)]
+
+
+def families() -> list[Family]:
+    """One instance of every registered family and of every one in the folder."""
+    found = list(_registered)
+    for module in _modules():
         classes = [v for v in vars(module).values() if isinstance(v, type) and issubclass(v, Family)]
         found += [c() for c in classes if c.__module__ == module.__name__]
     return found
@@ -267,12 +292,15 @@ def of_model(model: nn.Module) -> Family:
     """The family of a denoiser; raises FamilyError naming the known ones."""
     known = families()
     names = {c.__name__ for c in type(bare(model)).__mro__}
+    for name in names & refused().keys():
+        raise FamilyError(f"{name} cannot be steered: {refused()[name]}")
     for family in known:
         if names & set(family.models):
             return family
     listed = ", ".join(sorted(type(f).__module__.rpartition(".")[2] for f in known))
     raise FamilyError(
-        f"no family describes {type(bare(model)).__name__} (known: {listed}); add one file under diffguide/families"
+        f"no family describes {type(bare(model)).__name__} (known: {listed}); describe it in a file of yours and call "
+        "diffguide.register_family"
     )
 
 

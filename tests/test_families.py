@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from diffguide import passes
-from diffguide.family import of_model
+from diffguide.errors import FamilyError
+from diffguide.family import Family, of_model, register_family
 from diffguide.maps import Watch
 from tests.tiny_models import MODELS
 
@@ -191,3 +192,41 @@ def double(value: Any, same: bool = False) -> Any:
     if isinstance(value, list):
         return value + [torch.randn(v.shape, generator=torch.Generator().manual_seed(9)) for v in value]
     return value
+
+
+def test_what_cannot_be_steered_is_refused_by_name() -> None:
+    class LTX2VideoTransformer3DModel(torch.nn.Module):
+        pass
+
+    with pytest.raises(FamilyError, match="LTX2VideoTransformer3DModel cannot be steered: .* use LTX-Video"):
+        of_model(LTX2VideoTransformer3DModel())
+    with pytest.raises(FamilyError, match=r"no family describes Linear .*register_family"):
+        of_model(torch.nn.Linear(1, 1))
+
+
+def test_a_family_of_ones_own_is_known_after_it_is_registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Denoiser(torch.nn.Module):
+        pass
+
+    class Own(Family):
+        models = ("Denoiser",)
+
+    with pytest.raises(FamilyError, match="Own lacks branches, example, sites"):
+        register_family(Own)
+    with pytest.raises(FamilyError, match="must subclass Family"):
+        register_family(Denoiser)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("diffguide.family._registered", [])
+
+    @register_family
+    class Whole(Own):
+        def sites(self, model: Any) -> list[Any]:
+            return []
+
+        def branches(self, pipe: Any, batch: Any) -> dict[str, slice]:
+            return {"cond": slice(0, batch.rows)}
+
+        def example(self, model: Any, size: Any) -> Any:
+            return (), {}
+
+    assert type(of_model(Denoiser())) is Whole
