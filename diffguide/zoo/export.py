@@ -41,10 +41,10 @@ A `StableDiffusionPipeline`: `AutoencoderKL` of factor 8 with 4 latent channels;
 in ten empty. One in sixteen of the combinations of two or more kinds is held out; benchmarks use those.
 
 ## Training
-`diffguide zoo train {name} --steps {plan[steps]} --seed {plan[seed]}`: batch {plan[batch]}, Muon at {plan[matrix_rate]:g}
-for the matrices and convolutions inside the networks, AdamW at {plan[rate]:g} for the rest, linear fall over the last
-{plan[fall]:.0%} of the steps, average of weights at {plan[ema]:g}, bfloat16 autocast. Run on {processor}, two processes
-of one thread each, beside other work:
+`diffguide zoo train {name} --steps {plan[steps]} --seed {plan[seed]}`: batch {plan[batch]}, Muon at
+{plan[matrix_rate]:g} for the matrices and convolutions inside the networks, AdamW at {plan[rate]:g} for the rest,
+linear fall over the last {plan[fall]:.0%} of the steps, average of weights at {plan[ema]:g}, bfloat16 autocast. Run on
+{processor}, two processes of one thread each, beside other work:
 
 | stage | steps | minutes |
 |---|---|---|
@@ -65,8 +65,7 @@ things and {scores.truth_extra:.1%} that are not there; after the autoencoder {s
 {scores.reconstruction_extra:.1%}.
 
 ## Known failures
-Small stars and hearts lose their points in the autoencoder. At night hues are weak. Of several things one is often
-missing, or two are joined. Sizes and relations are followed loosely. Words outside the grammar mean nothing to it.
+Of several things one may be missing, drawn twice, or joined to another; at night and in fog more so. Sizes and relations are followed loosely. Words outside the grammar mean nothing to it.
 
 ## Licence
 Apache-2.0, like the code that drew the data and trained it.
