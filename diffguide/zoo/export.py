@@ -65,7 +65,8 @@ things and {scores.truth_extra:.1%} that are not there; after the autoencoder {s
 {scores.reconstruction_extra:.1%}.
 
 ## Known failures
-Of several things one may be missing, drawn twice, or joined to another; at night and in fog more so. Sizes and relations are followed loosely. Words outside the grammar mean nothing to it.
+Of several things one may be missing, drawn twice, or joined to another; at night and in fog more so.
+Sizes and relations are followed loosely. Words outside the grammar mean nothing to it.
 
 ## Licence
 Apache-2.0, like the code that drew the data and trained it.
