@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_models import MODELS
 
 from diffguide import passes
 from diffguide.errors import FamilyError
 from diffguide.family import Family, of_model, register_family
 from diffguide.maps import Watch
-from tests.tiny_models import MODELS
 
 # diffusers' own Chroma imports it the old way
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
@@ -198,7 +198,7 @@ def test_what_cannot_be_steered_is_refused_by_name() -> None:
     class LTX2VideoTransformer3DModel(torch.nn.Module):
         pass
 
-    with pytest.raises(FamilyError, match="LTX2VideoTransformer3DModel cannot be steered: .* use LTX-Video"):
+    with pytest.raises(FamilyError, match=r"LTX2VideoTransformer3DModel cannot be steered: .* use LTX-Video"):
         of_model(LTX2VideoTransformer3DModel())
     with pytest.raises(FamilyError, match=r"no family describes Linear .*register_family"):
         of_model(torch.nn.Linear(1, 1))

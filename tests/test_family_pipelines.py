@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_pipes import PIPES
 from torch import Tensor
 
 from diffguide import Guide
 from diffguide.maps import Maps, Watch
 from diffguide.method import Context, Method, param
 from diffguide.processors import PAG
-from tests.tiny_pipes import PIPES
 
 STEPS = 4
 

@@ -19,8 +19,7 @@ from diffusers import (
     UniPCMultistepScheduler,
     WanPipeline,
 )
-
-from tests.tiny_models import MODELS
+from tiny_models import MODELS
 
 PIPES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {}
 NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
