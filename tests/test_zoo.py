@@ -19,8 +19,8 @@ from diffguide import zoo
 from diffguide.errors import ModelError
 from diffguide.zoo.autoencoder import crops
 from diffguide.zoo.data import pictures, training_scene
-from diffguide.zoo.models import build_unet, build_vae, standardise
 from diffguide.zoo.loop import Muon, descend
+from diffguide.zoo.models import build_unet, build_vae, standardise
 from diffguide.zoo.plan import Plan
 from diffguide.zoo.tokenizer import SPLIT, build_tokenizer
 from diffguide.zoo.train import train
