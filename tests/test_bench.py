@@ -294,6 +294,19 @@ def test_killed_run_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
         assert {k: v for k, v in a.items() if k not in COSTS} == {k: v for k, v in b.items() if k not in COSTS}
 
 
+@pytest.mark.slow
+def test_workers_draw_what_one_would(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "model")
+    options = {"limit": 3, "batch": 1, "methods": ["backward-guidance"], "steps": 2, "seeds": 1, "progress": False}
+    one = bench.run_bench("layout", model=tmp_path / "model", **options)
+    two = bench.run_bench("layout", model=tmp_path / "model", workers=2, out=tmp_path / "out", **options)
+    for a, b in zip(one["rows"], two["rows"], strict=True):
+        assert {k: v for k, v in a.items() if k not in COSTS} == {k: v for k, v in b.items() if k not in COSTS}
+    assert two["settings"]["workers"] == 2 and len(list((tmp_path / "out" / "pictures").iterdir())) == 6
+    with pytest.raises(ParamError, match="give the model's name or folder"):
+        bench.run_bench("layout", model=pipe, workers=2, **options)
+
+
 def test_run_with_other_settings_starts_anew(tmp_path):
     path = tmp_path / "part.jsonl"
     ledger.Ledger(path, {"steps": 1}).add({"batch": 0, "runs": {}})

@@ -38,6 +38,7 @@ def run_bench(
     progress: bool = True,
     batch: int | None = None,
     steps: int | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Run a bench and return its result.
 
@@ -55,6 +56,7 @@ def run_bench(
         progress: show a bar on stderr, and the table on stdout at the end.
         batch: pictures drawn at once (layout).
         steps: denoising steps (layout).
+        workers: processes of one thread that share the batches, on a CPU one a core (layout); `model` must be a name.
 
     Raises:
         ParamError: a bench, a method or a setting is unknown or out of range.
@@ -63,18 +65,22 @@ def run_bench(
     """
     if name not in _BENCHES:
         raise ParamError(f"no bench is called {name!r} (known: {', '.join(names())})")
-    for knob, value in (("limit", limit), ("seeds", seeds), ("batch", batch), ("steps", steps)):
+    for knob, value in (("limit", limit), ("seeds", seeds), ("batch", batch), ("steps", steps), ("workers", workers)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ParamError(f"{knob} = {value!r} is not a whole number of at least 1")
     target = _writable(json)
     folder = _folder(out)
     module = importlib.import_module(f"{__name__}.{_BENCHES[name]}")
-    options = {"methods": methods, "limit": limit, "seeds": seeds, "batch": batch, "steps": steps}
+    options = {"methods": methods, "limit": limit, "seeds": seeds, "batch": batch, "steps": steps, "workers": workers}
     unknown = [knob for knob, value in options.items() if value is not None and knob not in module.OPTIONS]
     if unknown:
         raise ParamError(f"the bench {name} has no {', '.join(unknown)} (it has: {', '.join(module.OPTIONS)})")
     given = {knob: value for knob, value in options.items() if value is not None}
     module.check(**given)
+    if (workers or 1) > 1:
+        if not isinstance(model, str | Path):
+            raise ParamError(f"workers = {workers} load their own pipelines: give the model's name or folder")
+        given["source"] = (model, device, dtype)
 
     from diffguide.bench.models import load
     from diffguide.bench.tables import as_markdown, as_text

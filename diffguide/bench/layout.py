@@ -4,10 +4,14 @@ Every method draws the same scenes from the same noise. Each batch is drawn by o
 pipeline first, so that what the machine does meanwhile falls on all of them alike.
 """
 
-from collections.abc import Sequence
+import contextlib
+import multiprocessing
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 from tqdm import tqdm
@@ -15,13 +19,14 @@ from tqdm import tqdm
 from diffguide.bench.contenders import PLAIN, Contender, contenders
 from diffguide.bench.drawing import GUIDANCE_SCALE, Drawn, Job, draw, machine
 from diffguide.bench.ledger import Ledger, Record
+from diffguide.bench.models import load
 from diffguide.bench.scenes import Task, load_tasks
 from diffguide.bench.sheet import Row, contact_sheet
 from diffguide.bench.statistics import Interval, ratio
 from diffguide.zoo.detector import Score, detect, score
 from diffguide.zoo.world import render
 
-OPTIONS = ("methods", "limit", "seeds", "batch", "steps")
+OPTIONS = ("methods", "limit", "seeds", "batch", "steps", "workers")
 METHODS = (PLAIN, "attend-excite", "backward-guidance", "bacon")
 STEPS = 30
 SEEDS = 2
@@ -44,13 +49,16 @@ def run(
     seeds: int = SEEDS,
     batch: int = BATCH,
     steps: int = STEPS,
+    workers: int = 1,
+    source: tuple[Any, ...] = (),
     part: Path | None = None,
     out: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Draw and score; `frame` tells what else the figures depend on.
 
-    Batches that were drawn are kept in the file `part`; a run with the same settings goes on after them.
+    Batches that were drawn are kept in the file `part`; a run with the same settings goes on after them. With several
+    `workers` each is a process of one thread with its own pipeline, loaded from `source`.
     """
     chosen = contenders(methods)
     tasks = load_tasks(limit)
@@ -64,17 +72,11 @@ def run(
         "guidance_scale": GUIDANCE_SCALE,
         "batch": batch,
         **machine(pipe),
+        **({"workers": workers, "threads": 1} if workers > 1 else {}),
     }
-    plain = pipe.scheduler
-    bar_config = getattr(pipe, "_progress_bar_config", {})
-    pipe.scheduler = DDIMScheduler.from_config(plain.config)
-    pipe.set_progress_bar_config(disable=True)
-    try:
-        ledger = Ledger(part, {**frame, "settings": settings, "methods": [c.label for c in chosen]})
-        records = _draw_all(pipe, batches, chosen, steps, ledger, out, progress)
-    finally:
-        pipe.scheduler = plain
-        pipe.set_progress_bar_config(**bar_config)
+    ledger = Ledger(part, {**frame, "settings": settings, "methods": [c.label for c in chosen]})
+    with prepared(pipe):
+        records = _draw_all(pipe, batches, chosen, steps, ledger, out, progress, workers, source)
     found: dict[str, Any] = {
         "rows": [summary(c.label, records) for c in chosen],
         "detector": detector_figures(tasks),
@@ -86,6 +88,19 @@ def run(
     return found
 
 
+@contextlib.contextmanager
+def prepared(pipe: Any) -> Iterator[Any]:
+    """The pipeline with the bench's scheduler and no bars of its own, and as it was in the end."""
+    plain, bars = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
+    pipe.scheduler = DDIMScheduler.from_config(plain.config)
+    pipe.set_progress_bar_config(disable=True)
+    try:
+        yield pipe
+    finally:
+        pipe.scheduler = plain
+        pipe.set_progress_bar_config(**bars)
+
+
 def _draw_all(
     pipe: Any,
     batches: list[list[Job]],
@@ -94,36 +109,78 @@ def _draw_all(
     ledger: Ledger,
     out: Path | None,
     progress: bool,
+    workers: int,
+    source: tuple[Any, ...],
 ) -> list[Record]:
-    def shown(jobs: list[Job]) -> list[Job]:
-        return [j for j in jobs if out is not None and j.seed == 0 and j.task.index < ON_SHEET]
-
     def is_done(number: int) -> bool:
-        wanted = [_picture(out, j.task, c) for j in shown(batches[number]) for c in chosen if out is not None]
+        wanted = [_picture(out, j.task, c) for j in _shown(batches[number], out) for c in chosen]
         return number in ledger.records and all(path.exists() for path in wanted)
 
     left = [n for n in range(len(batches)) if not is_done(n)]
-    if left:
-        for contender in chosen:
-            draw(pipe, batches[left[0]], contender, min(steps, WARMUP_STEPS))
     pictures = sum(map(len, batches)) * len(chosen)
     before = pictures - sum(len(batches[n]) for n in left) * len(chosen)
     with tqdm(total=pictures, initial=before, unit="picture", disable=not progress) as bar:
-        for number in left:
-            jobs = batches[number]
-            record: Record = {"batch": number, "runs": {}}
-            for contender in chosen:
-                bar.set_description(contender.label)
-                drawn = draw(pipe, jobs, contender, steps)
-                record["runs"][contender.label] = _account(jobs, drawn)
-                if out is not None:
-                    for job in shown(jobs):
-                        path = _picture(out, job.task, contender)
-                        path.parent.mkdir(exist_ok=True)
-                        drawn.pictures[jobs.index(job)].save(path)
-                bar.update(len(jobs))
-            ledger.add(record)
+        if workers > 1 and left:
+            spawn = multiprocessing.get_context("spawn")
+            begin = (source, chosen, batches[left[0]], steps)
+            with ProcessPoolExecutor(min(workers, len(left)), spawn, initializer=_open, initargs=begin) as pool:
+                for done in as_completed(pool.submit(_draw_one, n, batches[n], chosen, steps, out) for n in left):
+                    ledger.add(record := done.result())
+                    bar.update(len(batches[record["batch"]]) * len(chosen))
+        elif left:
+            _warm_up(pipe, chosen, batches[left[0]], steps)
+            for n in left:
+                ledger.add(_draw(pipe, n, batches[n], chosen, steps, out, bar))
     return [ledger.records[n] for n in range(len(batches))]
+
+
+def _warm_up(pipe: Any, chosen: list[Contender], jobs: list[Job], steps: int) -> None:
+    for contender in chosen:
+        draw(pipe, jobs, contender, min(steps, WARMUP_STEPS))
+
+
+def _draw(
+    pipe: Any,
+    number: int,
+    jobs: list[Job],
+    chosen: list[Contender],
+    steps: int,
+    out: Path | None,
+    bar: Any = None,
+) -> Record:
+    """A batch by every contender, one after the other, and the pictures that the sheet shows."""
+    record: Record = {"batch": number, "runs": {}}
+    for contender in chosen:
+        if bar is not None:
+            bar.set_description(contender.label)
+        drawn = draw(pipe, jobs, contender, steps)
+        record["runs"][contender.label] = _account(jobs, drawn)
+        for job in _shown(jobs, out):
+            path = _picture(out, job.task, contender)
+            path.parent.mkdir(exist_ok=True)
+            drawn.pictures[jobs.index(job)].save(path)
+        if bar is not None:
+            bar.update(len(jobs))
+    return record
+
+
+def _shown(jobs: list[Job], out: Path | None) -> list[Job]:
+    return [j for j in jobs if out is not None and j.seed == 0 and j.task.index < ON_SHEET]
+
+
+_mine: list[Any] = []  # a worker's own pipeline
+
+
+def _open(source: tuple[Any, ...], chosen: list[Contender], jobs: list[Job], steps: int) -> None:
+    """Begin a worker."""
+    torch.set_num_threads(1)
+    pipe, _ = load(*source)
+    _mine.append(prepared(pipe).__enter__())
+    _warm_up(pipe, chosen, jobs, steps)
+
+
+def _draw_one(number: int, jobs: list[Job], chosen: list[Contender], steps: int, out: Path | None) -> Record:
+    return _draw(_mine[0], number, jobs, chosen, steps, out)
 
 
 def _account(jobs: Sequence[Job], drawn: Drawn) -> dict[str, Any]:

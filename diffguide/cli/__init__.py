@@ -147,6 +147,9 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--limit", type=int, metavar="N", help="only the first N scenes")
     p.add_argument("--seeds", type=int, metavar="N", help="seeds of each scene")
+    p.add_argument(
+        "--workers", type=int, metavar="N", help="processes of one thread that share the batches, on a CPU one a core"
+    )
     p.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     p.add_argument("--out", metavar="DIR", help="write a report with pictures into this folder")
     _where(p)

@@ -105,7 +105,7 @@ def zoo_train(options: argparse.Namespace) -> None:
 
 
 def bench(options: argparse.Namespace) -> None:
-    for name in ("limit", "seeds"):
+    for name in ("limit", "seeds", "workers"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ParamError(f"--{name} = {value} is below 1")
@@ -124,6 +124,7 @@ def bench(options: argparse.Namespace) -> None:
         methods=listed(options.methods) if options.methods else None,
         limit=options.limit,
         seeds=options.seeds,
+        workers=options.workers,
         json=options.json,
         out=options.out,
         device=options.device,

@@ -104,8 +104,7 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 class Muon(torch.optim.Muon):
     """torch's Muon, for convolutions too: a kernel [out, in, h, w] counts as a matrix of `out` rows.
 
-    Orthogonalised momentum (Jordan et al. 2024), its length matched to AdamW's. On the denoiser here it needed about a
-    quarter of the pictures that AdamW needed for the same loss.
+    Orthogonalised momentum (Jordan et al. 2024), its length matched to AdamW's: decision 11.
     """
 
     def __init__(self, weights: Iterable[torch.nn.Parameter], rate: float) -> None:
