@@ -169,11 +169,16 @@ class Family(ABC):
 
     def columns(self, pipe: Any, prompt: str | None, phrase: str, occurrence: int | None) -> list[int]:
         """Columns of a phrase in the text states; raises PromptError when they cannot be found."""
-        return tokens.find(self._tokenizer(pipe, prompt, phrase), _encoded(pipe, prompt), phrase, occurrence)
+        tokenizer = self._tokenizer(pipe, prompt, phrase)
+        return tokens.find(tokenizer, _encoded(pipe, prompt), phrase, occurrence, self.template(pipe))
 
     def content(self, pipe: Any, prompt: str | None) -> list[int]:
         """Columns of all words of the prompt: without start, end and padding."""
-        return tokens.columns(self._tokenizer(pipe, prompt, "every word"), _encoded(pipe, prompt))
+        return tokens.columns(self._tokenizer(pipe, prompt, "every word"), _encoded(pipe, prompt), self.template(pipe))
+
+    def template(self, pipe: Any) -> tokens.Template:
+        """What the pipeline writes around the prompt; raises PromptError where that cannot be told."""
+        return tokens.PLAIN
 
     def _tokenizer(self, pipe: Any, prompt: str | None, phrase: str) -> Any:
         if prompt is None:

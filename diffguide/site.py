@@ -23,7 +23,7 @@ class Site:
         block: `"down"`, `"mid"` or `"up"` in U-Nets; the first, second and last third of a transformer's blocks.
         level: how often the latent grid was halved before this module.
         module: the module, whose `processor` does the work.
-        calls: how many attention calls the processor makes.
+        calls: how many attention calls the processor makes; 0 where that depends on its settings.
         call: which of them is steered.
         apart: whether every frame of a video is a row of its own.
     """

@@ -7,11 +7,30 @@ characters, so a word of several pieces keeps them all.
 import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from diffguide.errors import PromptError
 
 Span = tuple[int, int]  # characters of the prompt, end excluded
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a pipeline writes around a prompt before it is tokenised.
+
+    Attributes:
+        before: the text in front of the prompt.
+        after: the text behind it.
+        dropped: how many text states are cut off at the front.
+    """
+
+    before: str = ""
+    after: str = ""
+    dropped: int = 0
+
+
+PLAIN = Template()
 
 _WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {"a": 1, "an": 1} | {word: number for number, word in enumerate(_WORDS, 1)}
@@ -44,7 +63,9 @@ class Tokenizer(Protocol):
     def __call__(self, text: str, **options: Any) -> Any: ...
 
 
-def find(tokenizer: Tokenizer, prompt: str, phrase: str, occurrence: int | None = None) -> list[int]:
+def find(
+    tokenizer: Tokenizer, prompt: str, phrase: str, occurrence: int | None = None, template: Template = PLAIN
+) -> list[int]:
     """The columns of a phrase, all occurrences of it together or the one asked for, counted from 0; never empty.
 
     Case and amount of white space do not matter; words match whole, so "ring" is not in "string" nor "cat" in "cats".
@@ -58,7 +79,7 @@ def find(tokenizer: Tokenizer, prompt: str, phrase: str, occurrence: int | None 
             last = f"the last is occurrence {len(spans) - 1}"
             raise PromptError(f"phrase {phrase!r:.60} has no occurrence {occurrence} in {_quote(prompt)}; {last}")
         spans = spans[occurrence : occurrence + 1]
-    offsets, room = _encode(tokenizer, prompt)
+    offsets, room = _encode(tokenizer, prompt, template)
     found = sorted({c for a, b in spans for c, (start, stop) in offsets.items() if start < b and a < stop})
     if not found:
         raise PromptError(f"phrase {phrase!r:.60} gives no token; name a word")
@@ -100,9 +121,9 @@ def pieces(tokenizer: Tokenizer, prompt: str) -> list[str]:
     return ["[start]", *shown, "[end]", *["[pad]"] * padding]
 
 
-def columns(tokenizer: Tokenizer, prompt: str) -> list[int]:
+def columns(tokenizer: Tokenizer, prompt: str, template: Template = PLAIN) -> list[int]:
     """The columns that hold the prompt's own tokens: no start, end or padding, nothing that was cut off."""
-    offsets, room = _encode(tokenizer, prompt)
+    offsets, room = _encode(tokenizer, prompt, template)
     return [c for c in offsets if c <= room]
 
 
@@ -111,14 +132,19 @@ def eot(tokenizer: Tokenizer, prompt: str) -> int:
     return len(columns(tokenizer, prompt)) + 1
 
 
-def _encode(tokenizer: Tokenizer, prompt: str) -> tuple[dict[int, Span], int]:
+def _encode(tokenizer: Tokenizer, prompt: str, template: Template = PLAIN) -> tuple[dict[int, Span], int]:
     """Characters of each content column as if nothing were cut, and the last content column that fits."""
+    text = template.before + prompt + template.after
     try:
-        coded = tokenizer(prompt, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        coded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
     except NotImplementedError:
         raise PromptError("this tokenizer gives no offsets; load the fast one (use_fast=True)") from None
     special: Sequence[int] = coded["special_tokens_mask"]
     offsets = {c: tuple(span) for c, span in enumerate(coded["offset_mapping"]) if not special[c]}
+    if template is not PLAIN:
+        first, last = len(template.before), len(template.before) + len(prompt)
+        inside = {c: (a - first, b - first) for c, (a, b) in offsets.items() if a < last and first < b}
+        return {c - template.dropped: span for c, span in inside.items()}, ENDLESS
     if not offsets:
         return {}, len(special)
     first, last = min(offsets), max(offsets)

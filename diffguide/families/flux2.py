@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffguide.errors import SteeringError
+from diffguide import tokens
+from diffguide.errors import PromptError, SteeringError
 from diffguide.families.flux import Flux
 from diffguide.family import Arguments, bare, blank
 from diffguide.site import Grid, Site
@@ -26,6 +27,11 @@ class Flux2(Flux):
                 "Flux2Pipeline, which has none"
             )
         return super().spans(site, grid, words, queries, keys)
+
+    def template(self, pipe: Any) -> tokens.Template:
+        raise PromptError(
+            "FLUX.2 pads its chat template on a side that depends on its processor; words cannot be looked up yet"
+        )
 
     def example(self, model: nn.Module, size: Grid) -> Arguments:
         config: Any = bare(model).config

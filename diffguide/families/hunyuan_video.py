@@ -1,10 +1,12 @@
 """HunyuanVideo: one stream of video and text tokens, video first, padding masked."""
 
 import math
+import sys
 from typing import Any
 
 from torch import nn
 
+from diffguide import tokens
 from diffguide.family import Arguments, Batch, Family, bare, blank, in_turn, third
 from diffguide.site import Grid, Site
 
@@ -30,6 +32,12 @@ class HunyuanVideo(Family):
     def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
         """True classifier-free guidance makes a second call."""
         return in_turn(batch)
+
+    def template(self, pipe: Any) -> tokens.Template:
+        """The pipeline's default one."""
+        default = sys.modules[type(pipe).__module__].DEFAULT_PROMPT_TEMPLATE  # type: ignore[attr-defined]
+        before, after = default["template"].split("{}")
+        return tokens.Template(before, after, default["crop_start"])
 
     def example_size(self, model: nn.Module) -> Grid:
         return 33, 90, 160

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffguide import tokens
+from diffguide.errors import PromptError
 from diffguide.family import Arguments, Batch, Family, bare, blank, third
 from diffguide.site import Grid, Site
 
@@ -56,6 +58,9 @@ class OmniGen(Family):
             pictures = kwargs["input_img_latents"]
             cut["input_img_latents"] = [p for row in kept for p in pictures[first[row] : first[row] + len(sizes[row])]]
         return args, cut
+
+    def template(self, pipe: Any) -> tokens.Template:
+        raise PromptError("OmniGen pads its words to those of the whole batch; words cannot be looked up yet")
 
     def example_size(self, model: nn.Module) -> Grid:
         return 128, 128

@@ -5,6 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffguide import tokens
+from diffguide.errors import PromptError
 from diffguide.family import Arguments, Batch, Family, bare, blank, in_turn, third
 from diffguide.site import Grid, Site
 
@@ -46,6 +48,12 @@ class QwenImage(Family):
 
     def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return super().timestep(args, kwargs) * 1000  # the pipeline divides it
+
+    def template(self, pipe: Any) -> tokens.Template:
+        if "Edit" in type(pipe).__name__:
+            raise PromptError("pictures to edit stand among the words, whose columns cannot be told then")
+        before, after = pipe.prompt_template_encode.split("{}")
+        return tokens.Template(before, after, pipe.prompt_template_encode_start_idx)
 
     def example_size(self, model: nn.Module) -> Grid:
         return 128, 128

@@ -1,9 +1,11 @@
 """Sana: linear self-attention, which has no maps, and cross-attention to Gemma's words."""
 
+import inspect
 from typing import Any
 
 from torch import nn
 
+from diffguide import tokens
 from diffguide.family import Arguments, Batch, Family, bare, blank, third, together
 from diffguide.site import Grid, Site
 
@@ -25,6 +27,14 @@ class Sana(Family):
 
     def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
         return together(pipe, batch)
+
+    def template(self, pipe: Any) -> tokens.Template:
+        """An instruction before the prompt, all but the first of whose states are cut off."""
+        default = inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default
+        if not default:
+            return tokens.PLAIN
+        before = "\n".join(default)
+        return tokens.Template(before, dropped=len(pipe.tokenizer.encode(before)) - 2)
 
     def example(self, model: nn.Module, size: Grid) -> Arguments:
         config: Any = bare(model).config

@@ -26,7 +26,9 @@ class UNet(Family):
             level = {"down": number, "mid": deepest, "up": deepest - number}[block]
             # SD2's "only cross-attention" blocks and SDXL's refiner may have an attn1 that reads the text
             reads_text = last == "attn2" or getattr(module, "is_cross_attention", False)
-            sites.append(Site(name, "cross" if reads_text else "self", block, level, module))
+            # an IP-Adapter attends to its pictures after the text, to those whose scale is not 0
+            calls = 0 if hasattr(module.processor, "to_k_ip") else 1
+            sites.append(Site(name, "cross" if reads_text else "self", block, level, module, calls))
         return sites
 
     def grid(self, site: Site, size: Grid) -> Grid:
@@ -62,6 +64,4 @@ class UNet(Family):
             reasons.append(f"{name} perturbs attention itself; use {plain}.from_pipe(pipe) and the method PAG")
         if "AttendAndExcite" in name or "GLIGEN" in name:
             reasons.append(f"{name} replaces attention processors itself; use StableDiffusionPipeline.from_pipe(pipe)")
-        if getattr(getattr(bare(pipe.unet), "config", None), "encoder_hid_dim_type", None) == "ip_image_proj":
-            reasons.append("an IP-Adapter is loaded, which is not supported yet; call pipe.unload_ip_adapter()")
         return reasons

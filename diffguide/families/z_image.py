@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffguide import tokens
 from diffguide.family import Arguments, Batch, Family, bare, blank, third
 from diffguide.site import Grid, Site
 
@@ -75,6 +76,14 @@ class ZImage(Family):
 
     def with_prediction(self, out: Any, y: Tensor) -> Any:
         return super().with_prediction(out, list(y.unsqueeze(2).unbind()))  # type: ignore[arg-type]
+
+    def template(self, pipe: Any) -> tokens.Template:
+        """The tokenizer's own chat template."""
+        turn = [{"role": "user", "content": "{}"}]
+        render = pipe.tokenizer.apply_chat_template
+        text = render(turn, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+        before, _, after = text.partition("{}")
+        return tokens.Template(before, after)
 
     def example_size(self, model: nn.Module) -> Grid:
         return 128, 128

@@ -72,6 +72,8 @@ class SteeredProcessor:
     """
 
     def __init__(self, original: Any, handler: Handler, site: Site) -> None:
+        if isinstance(self, nn.Module):
+            nn.Module.__init__(self)
         self.original, self.handler, self.site = original, handler, site
 
     def __new__(cls, original: Any, handler: Handler, site: Site) -> "SteeredProcessor":
@@ -90,20 +92,24 @@ class SteeredProcessor:
 
         with _Catch(choose):
             out = self.original(*args, **kwargs)
-        if caught != site.calls:
+        if caught <= site.call or (site.calls and caught != site.calls):
             raise unseen(self.original, site, caught)
         return out
 
 
 @functools.cache
 def _like(base: type, original: type) -> type:
-    """A subclass whose `__call__` has the signature of `original.__call__`."""
+    """A subclass whose `__call__` has the signature of `original.__call__`.
+
+    It is a module where the original is one, so that weights in there (an IP-Adapter's) still move with the model.
+    """
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         return self.steer(*args, **kwargs)
 
     __call__.__signature__ = inspect.signature(original.__call__)  # type: ignore[attr-defined]
-    return type(base.__name__, (base,), {"__call__": __call__, "__module__": base.__module__})
+    bases = (base, nn.Module) if issubclass(original, nn.Module) else (base,)
+    return type(base.__name__, bases, {"__call__": __call__, "__module__": base.__module__})
 
 
 def unseen(processor: Any, site: Site, times: int) -> SteeringError:
@@ -116,7 +122,7 @@ def unseen(processor: Any, site: Site, times: int) -> SteeringError:
         f"{FOREIGN.get(kind, 'set_default_attn_processor()')}"
     )
     return SteeringError(
-        f"{site.name}: {kind} made {times} attention calls that can be steered, expected {site.calls}; {fix}"
+        f"{site.name}: {kind} made {times} attention calls that can be steered, expected {site.calls or 'some'}; {fix}"
     )
 
 
@@ -124,11 +130,6 @@ def check_processor(site: Site) -> None:
     """Raise AttachError if the site's processor is known not to make the call we catch."""
     processor = getattr(site.module, "processor", None)
     kind = type(processor).__name__
-    if isinstance(processor, nn.Module):
-        raise AttachError(
-            f"{site.name}: {kind} holds weights of its own (an IP-Adapter?), which is not supported yet; "
-            "call pipe.unload_ip_adapter() first"
-        )
     if isinstance(processor, SteeredProcessor):
         raise AttachError(f"{site.name} is steered already; detach the other guide, or give one guide all methods")
     if kind in FOREIGN:
