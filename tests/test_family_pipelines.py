@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import StableDiffusion3PAGPipeline
 from tiny_pipes import PIPES
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from diffguide import Guide
 from diffguide.maps import Maps, Watch
 from diffguide.method import Context, Method, param
 from diffguide.processors import PAG
+from diffguide.processors.pag import alone
+from diffguide.site import Call, Site
 
 STEPS = 4
 
@@ -149,3 +152,38 @@ def parts(pipe: Any) -> list[tuple[str, Any]]:
     return [
         (f"{i} {name}", m) for i, model in enumerate(models) if model is not None for name, m in model.named_modules()
     ]
+
+
+def test_diffusers_own_perturbed_attention_of_sd3_is_a_witness() -> None:
+    """Without norms of queries and keys: with them, as in 3.5, diffusers leaves the norms out where it perturbs."""
+    pipe, given = PIPES["sd3"]()
+    parts = {name: part for name, part in pipe.components.items() if name not in ("image_encoder", "feature_extractor")}
+    peer = StableDiffusion3PAGPipeline(**parts, pag_applied_layers=["blocks.1"])
+    for each in (pipe, peer):
+        each.set_progress_bar_config(disable=True)
+    plain = call(pipe, given)
+    theirs = call(peer, given, pag_scale=3.0)
+    with Guide(pipe, PAG(scale=3.0, layers="transformer_blocks.1.attn")):
+        ours = call(pipe, given)
+    assert (theirs - plain).abs().max() > 1e-2
+    assert (ours - theirs).abs().max() < 2e-5 * theirs.abs().max()
+
+
+def test_the_perturbation_of_joint_attention_is_what_its_equation_says() -> None:
+    """Image tokens see themselves and the words: the whole map, in float64, with what they do not see masked out."""
+    q, k, v = (
+        torch.randn(2, 3, 20, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    )
+    image, text = slice(0, 14), slice(14, 20)
+    site = Site("x", "joint", "mid", 0, torch.nn.Identity())
+    for mask in (None, torch.rand(2, 1, 1, 20, generator=torch.Generator().manual_seed(9)) > 0.2):
+        logits = q[:, :, image] @ k.mT * 8**-0.5
+        seen = torch.ones(14, 20, dtype=torch.bool)
+        seen[:, image] = torch.eye(14, dtype=torch.bool)
+        if mask is not None:
+            words = mask.clone()
+            words[..., image] = True  # an image token always sees itself
+            logits = logits.masked_fill(~words, float("-inf"))
+        wanted = logits.masked_fill(~seen, float("-inf")).softmax(-1) @ v
+        found = alone(Call(site, q, k, v, mask, None, (2, 7), image, text, "weak", {}, 0.0))
+        assert torch.allclose(found.double(), wanted, atol=1e-5)

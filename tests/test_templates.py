@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from diffguide import tokens
 from diffguide.errors import PromptError
-from diffguide.families.flux2 import Flux2
+from diffguide.families.flux import Flux2
 from diffguide.families.hunyuan_video import HunyuanVideo
 from diffguide.families.qwen_image import QwenImage
 from diffguide.families.sana import Sana

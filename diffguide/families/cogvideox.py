@@ -35,8 +35,8 @@ class CogVideoX(Family):
         return shape[1], shape[3], shape[4]
 
     def refusals(self, pipe: Any) -> list[str]:
-        patch = bare(pipe.transformer).config.patch_size_t  # type: ignore[union-attr]
-        if patch is not None and patch > 1:
+        config: Any = bare(pipe.transformer).config
+        if (config.patch_size_t or 1) > 1:
             return ["this CogVideoX packs frames into tokens, which is not supported; use CogVideoX 1.0"]
         return []
 

@@ -1,6 +1,7 @@
-"""Stable Diffusion 1, 2 and XL: U-Nets with separate self- and cross-attention."""
+"""Stable Diffusion 1, 2 and XL, and AnimateDiff: U-Nets with separate self- and cross-attention."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -11,7 +12,7 @@ from diffguide.site import Grid, Site
 class UNet(Family):
     """`UNet2DConditionModel`: attention at several levels, each with half the height and width of the one before."""
 
-    models = ("UNet2DConditionModel",)
+    models: ClassVar[tuple[str, ...]] = ("UNet2DConditionModel",)
 
     def sites(self, model: nn.Module) -> list[Site]:
         """`attn1` modules (self) and `attn2` modules (cross) of the transformer blocks."""
@@ -65,3 +66,30 @@ class UNet(Family):
         if "AttendAndExcite" in name or "GLIGEN" in name:
             reasons.append(f"{name} replaces attention processors itself; use StableDiffusionPipeline.from_pipe(pipe)")
         return reasons
+
+
+class AnimateDiff(UNet):
+    """`UNetMotionModel`: latents [B, C, frames, h, w]; in attention every frame, or every place, is a row."""
+
+    models = ("UNetMotionModel",)
+
+    def sites(self, model: nn.Module) -> list[Site]:
+        """Those of the U-Net, frames apart; modules between frames are `"temporal"`."""
+        found = []
+        for site in super().sites(model):
+            kind = "temporal" if "motion_modules" in site.name else site.kind
+            found.append(replace(site, kind=kind, apart=kind != "temporal"))
+        return found
+
+    def grid(self, site: Site, size: Grid) -> Grid:
+        frames, h, w = size
+        return (frames,) if site.kind == "temporal" else (frames, *super().grid(site, (h, w)))
+
+    def example_size(self, model: nn.Module) -> Grid:
+        return 16, *super().example_size(model)
+
+    def example(self, model: nn.Module, size: Grid) -> Arguments:
+        config: Any = bare(model).config
+        zeros = blank(model)
+        states = zeros(size[0], 77, config.cross_attention_dim)  # one for each frame
+        return (zeros(1, config.in_channels, *size), zeros()), {"encoder_hidden_states": states}
