@@ -16,8 +16,7 @@ from diffguide.bench.contenders import Contender
 from diffguide.bench.scenes import Task
 from diffguide.guide import Guide
 from diffguide.report import peak, reset_peak
-
-GUIDANCE_SCALE = 5.0
+from diffguide.zoo import GUIDANCE_SCALE
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """The autoencoder of the embedded models: its training, the latents it makes, and the decoder once more."""
 
 import math
-import random
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -118,12 +117,15 @@ def train_decoder(work: Path, plan: Plan, drawn: np.ndarray, latents: torch.Tens
             optimizer,
             plan.decoder_rate * min(1, step / 20) * (0.5 + 0.5 * math.cos(math.pi * step / plan.decoder_steps)),
         )
-        rng = random.Random(plan.seed * 1_000_003 + step)
-        chosen = mine(rng.sample(range(len(latents)), plan.vae_batch))
-        x, z = to_model(drawn[chosen], device), latents[chosen].float().to(device)
+        side = SIDE // 2 if step < 0.6 * plan.decoder_steps else SIDE
+        count = plan.vae_batch * (SIDE // side) ** 2
+        pixels, cells = matching_crops(drawn, latents, side, mine(range(count)), (plan.seed, step))
+        x, z = to_model(pixels, device), cells.float().to(device)
         with autocast(device):
-            y = vae.decode(z + latent_noise(z, step, most=0.2)).sample.float()
-        descend(picture_error(x, y), optimizer)
+            y = vae.decode(z + latent_noise(z, step, most=0.05)).sample.float()
+        inner = slice(8, -8) if side < SIDE else slice(None)  # what lies beyond a crop's border is not there to see
+        x, y = x[..., inner, inner], y[..., inner, inner]
+        descend(edge_error(x, y), optimizer)
         run.log(step, absolute=(y - x).abs().mean().item())
     if not run.stopped and leads():
         vae.eval().save_pretrained(work / "decoder.part")
@@ -136,16 +138,40 @@ def load_vae(folder: Path, device: str) -> Any:
     return vae.to(device)
 
 
+def edge_error(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """How far pictures [B, 3, h, w] are from the truth `x`, edges and their surroundings up to five times as much."""
+    change = (x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)).abs().amax(1, keepdim=True)
+    edges = F.max_pool2d(change, 5, 1, 2)
+    edges = edges / edges.amax((1, 2, 3), keepdim=True).clamp(min=0.02)
+    off = torch.einsum("ij,bjhw->bihw", torch.tensor(OPPONENT, device=x.device), y - x)
+    weight = 1 / x.std((1, 2, 3), keepdim=True).clamp(min=0.15)
+    return (weight / weight.mean() * (1 + 4 * edges) * (off.abs() + off.square())).mean()
+
+
 def crops(drawn: np.ndarray, side: int, numbers: Iterable[int], seed: tuple[int, int]) -> np.ndarray:
     """Square crops [B, side, side, 3] with something on them, at multiples of 8 pixels, one for each number."""
+    return np.stack([drawn[i, y : y + side, x : x + side] for i, y, x in corners(drawn, side, numbers, seed)])
+
+
+def matching_crops(
+    drawn: np.ndarray, latents: torch.Tensor, side: int, numbers: Iterable[int], seed: tuple[int, int]
+) -> tuple[np.ndarray, torch.Tensor]:
+    """Crops of pictures [B, side, side, 3] and of their latents [B, 4, side / 8, side / 8]."""
+    found = corners(drawn, side, numbers, seed)
+    cells = [latents[i, :, y // 8 : (y + side) // 8, x // 8 : (x + side) // 8] for i, y, x in found]
+    return np.stack([drawn[i, y : y + side, x : x + side] for i, y, x in found]), torch.stack(cells)
+
+
+def corners(drawn: np.ndarray, side: int, numbers: Iterable[int], seed: tuple[int, int]) -> list[tuple[int, int, int]]:
+    """Picture, top and left of a crop for each number: the first of four tries that has something on it."""
     found = []
     for number in numbers:
         rng = np.random.default_rng((*seed, number))
-        picture = drawn[rng.integers(len(drawn))]
-        corners = rng.integers(0, (SIDE - side) // 8 + 1, (4, 2)) * 8
-        tried = [picture[y : y + side, x : x + side] for y, x in corners]
-        found.append(next((c for c in tried if c[::4, ::4].std((0, 1)).sum() > 15), tried[-1]))
-    return np.stack(found)
+        i = int(rng.integers(len(drawn)))
+        tries = [(int(y), int(x)) for y, x in rng.integers(0, (SIDE - side) // 8 + 1, (4, 2)) * 8]
+        full = (c for c in tries if drawn[i, c[0] : c[0] + side : 4, c[1] : c[1] + side : 4].std((0, 1)).sum() > 15)
+        found.append((i, *next(full, tries[-1])))
+    return found
 
 
 def to_model(drawn: np.ndarray, device: str) -> torch.Tensor:

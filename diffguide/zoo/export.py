@@ -1,6 +1,7 @@
 """From a finished training run to the folder that is shipped: fp16 weights, pictures of the run, a model card."""
 
 import json
+import os
 import platform
 import shutil
 from pathlib import Path
@@ -177,5 +178,5 @@ def _processor() -> str:
         return torch.cuda.get_device_name()
     for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else ():
         if line.startswith("model name"):
-            return f"{line.split(':')[1].strip()} ({torch.get_num_threads()} threads)"
+            return f"{line.split(':')[1].strip()} ({os.cpu_count()} cores)"
     return platform.processor() or platform.machine()
