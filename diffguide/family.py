@@ -302,7 +302,7 @@ def of_model(model: nn.Module) -> Family:
     for family in known:
         if names & set(family.models):
             return family
-    listed = ", ".join(sorted(type(f).__module__.rpartition(".")[2] for f in known))
+    listed = ", ".join(sorted({type(f).__module__.rpartition(".")[2] for f in known}))
     raise FamilyError(
         f"no family describes {type(bare(model)).__name__} (known: {listed}); describe it in a file of yours and call "
         "diffguide.register_family"

@@ -526,7 +526,7 @@ def test_unknown_models_and_objects_are_refused() -> None:
     class Pipe:
         unet = nn.Linear(1, 1)
 
-    with pytest.raises(FamilyError, match=r"no family describes Linear \(known: unet\)"):
+    with pytest.raises(FamilyError, match=r"no family describes Linear \(known: .*unet"):
         Guide(Pipe(), PAG())
     with pytest.raises(FamilyError, match="has no denoiser"):
         Guide(object(), PAG())
