@@ -26,7 +26,8 @@ wrong colour. It is here to measure attention steering, not to draw for you.
 
 ```python
 from diffusers import StableDiffusionPipeline
-pipe = StableDiffusionPipeline.from_pretrained("{name}")   # the folder this file is in
+
+pipe = StableDiffusionPipeline.from_pretrained("{name}")  # the folder this file is in
 pipe("a red circle and a blue square on a white background", num_inference_steps={steps}, guidance_scale={guidance:g})
 ```
 
