@@ -6,7 +6,7 @@ from statistics import quantiles
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -15,7 +15,8 @@ from diffguide import bench
 from diffguide.bench import early_stop, layout, ledger, scenes, sheet, statistics, tables
 from diffguide.errors import ModelError, OutputError, ParamError
 from diffguide.tokens import find
-from diffguide.zoo.models import TEXT_WIDTH, assemble, build_text_encoder
+from diffguide.zoo.denoisers.shapes_unet import assemble
+from diffguide.zoo.parts import TEXT_WIDTH, build_text_encoder
 from diffguide.zoo.tokenizer import build_tokenizer
 from diffguide.zoo.world import Thing, plural, render
 
@@ -296,7 +297,11 @@ def test_killed_run_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_workers_draw_what_one_would(pipe, tmp_path):
+    """With the bench's scheduler, not the model's own."""
     pipe.save_pretrained(tmp_path / "model")
+    PNDMScheduler.from_config(pipe.scheduler.config).save_pretrained(tmp_path / "model" / "scheduler")
+    index = tmp_path / "model" / "model_index.json"
+    index.write_text(index.read_text().replace("DDIMScheduler", "PNDMScheduler"))
     options = {"limit": 3, "batch": 1, "methods": ["backward-guidance"], "steps": 2, "seeds": 1, "progress": False}
     one = bench.run_bench("layout", model=tmp_path / "model", **options)
     two = bench.run_bench("layout", model=tmp_path / "model", workers=2, out=tmp_path / "out", **options)

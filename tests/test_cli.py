@@ -309,11 +309,11 @@ def test_training_is_asked_for_and_only_a_finished_model_is_exported(here, monke
     asked, exported, results = [], [], [None, here / "pipeline"]
     monkeypatch.setattr(train, "train", lambda *given, **more: asked.append((*given, more)) or results.pop(0))
     fake = types.ModuleType("diffguide.zoo.export")
-    fake.export = exported.append
+    fake.export = lambda folder, **more: exported.append((folder, more["name"]))
     monkeypatch.setitem(sys.modules, "diffguide.zoo.export", fake)
     line = ["zoo", "train", "shapes-unet", "--work", "w", "--steps", "7", "--minutes", "1", "--seed", "3"]
     assert cli.main(line) == 0 and not exported
     assert "the same command carries on" in capsys.readouterr().err
-    assert cli.main(line) == 0 and exported == [Path("w")]
-    work, plan, device, more = asked[0]
-    assert (work, plan.steps, plan.seed, device, more["workers"]) == (Path("w"), 7, 3, "cpu", 1)
+    assert cli.main(line) == 0 and exported == [(Path("w"), "shapes-unet")]
+    work, plan, device, name, more = asked[0]
+    assert (work, plan.steps, plan.seed, device, name, more["workers"]) == (Path("w"), 7, 3, "cpu", "shapes-unet", 1)

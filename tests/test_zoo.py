@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,8 +20,10 @@ from diffguide import zoo
 from diffguide.errors import ModelError
 from diffguide.zoo.autoencoder import crops
 from diffguide.zoo.data import pictures, training_scene
+from diffguide.zoo.denoisers.shapes_mmdit import Repeated, ShapesMMDiT, build_mmdit
+from diffguide.zoo.denoisers.shapes_unet import build_unet
 from diffguide.zoo.loop import Muon, descend
-from diffguide.zoo.models import build_unet, build_vae, standardise
+from diffguide.zoo.parts import build_vae, standardise
 from diffguide.zoo.plan import Plan
 from diffguide.zoo.tokenizer import SPLIT, build_tokenizer
 from diffguide.zoo.train import train
@@ -120,7 +123,7 @@ def test_a_stopped_run_ends_like_one_that_was_not(tmp_path: Path) -> None:
     assert stops >= 6
     wanted, found = weights(whole), weights(tmp_path / "parts" / "pipeline")
     assert wanted.keys() == found.keys() and all(torch.equal(wanted[k], found[k]) for k in wanted)
-    lines = [json.loads(line) for line in (tmp_path / "whole" / "unet.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "denoiser.jsonl").read_text().splitlines()]
     assert lines[0]["step"] == 0 and 0 < lines[0]["loss"] < 3
     warm = train(tmp_path / "warm", Plan(**{**vars(TINY), "steps": 1, "warmup": 10**6}), start=whole)
     assert warm is not None
@@ -145,13 +148,55 @@ def test_muon_takes_a_convolution_for_a_matrix_and_makes_its_step_orthogonal() -
         Muon([torch.nn.Conv2d(6, 8, 3).weight], 0.1)
 
 
-def test_the_unet_is_small_enough() -> None:
-    bytes_in_half = 2 * sum(p.numel() for p in build_unet().parameters())
-    assert bytes_in_half < 16 * 2**20
+@pytest.mark.slow
+@shipped
+def test_a_stopped_run_of_the_transformer_ends_like_one_that_was_not(tmp_path: Path) -> None:
+    """On the shipped autoencoder and text encoder, which stay as they are."""
+    plan = Plan(**{**vars(TINY), "steps": 3})
+    whole = train(tmp_path / "whole", plan, name="shapes-mmdit")
+    while train(tmp_path / "parts", plan, name="shapes-mmdit", until=time.time()) is None:
+        assert not (tmp_path / "parts" / "decoder").exists()
+    assert whole is not None
+    wanted, found = weights(whole), weights(tmp_path / "parts" / "pipeline")
+    assert wanted.keys() == found.keys() and all(torch.equal(wanted[k], found[k]) for k in wanted)
+    base = weights(zoo.path())
+    assert all(torch.equal(wanted[k], base[k].float()) for k in base if k.startswith("vae."))
+    text = {k.split(".", 1)[1]: base[k].float() for k in base if k.startswith("text_encoder.")}
+    for part in ("text_encoder", "text_encoder_2"):
+        assert all(torch.equal(wanted[f"{part}.text_model.{k}"], text[k]) for k in text)
+
+
+@shipped
+@pytest.mark.parametrize("length", [1, 256])
+def test_the_transformer_is_trained_on_what_the_pipeline_gives_it(length: int) -> None:
+    """One token counted `length` times is the pipeline's `length` zeros where T5 would be."""
+    denoiser = ShapesMMDiT("cpu", zoo.path())
+    for weight in denoiser.transformer.parameters():
+        if not weight.any():
+            torch.nn.init.normal_(weight, std=0.05)
+    pipe = denoiser.pipeline(AutoencoderKL.from_pretrained(zoo.path() / "vae"))
+    said = ["a red circle", ""]
+    z, t = torch.randn(2, 4, 16, 16), torch.tensor([300.0, 900.0])
+    with torch.no_grad():
+        states, pooled = denoiser.encode(said, "cpu")
+        short = denoiser.transformer(z, states, pooled, t, joint_attention_kwargs={"repeats": length}).sample
+        denoiser.finish()
+        states, _, pooled, _ = pipe.encode_prompt(
+            said, None, None, do_classifier_free_guidance=False, max_sequence_length=length
+        )
+        whole = denoiser.transformer(z, states, pooled, t).sample
+    assert states.shape[1] == 77 + length and (short - whole).abs().max() < 1e-4 * whole.abs().max()
+    assert not any(isinstance(p, Repeated) for p in denoiser.transformer.attn_processors.values())
+
+
+@pytest.mark.parametrize(("build", "limit"), [(build_unet, 16), (build_mmdit, 9)])
+def test_the_denoisers_are_small_enough(build: Any, limit: int) -> None:
+    bytes_in_half = 2 * sum(p.numel() for p in build().parameters())
+    assert bytes_in_half < limit * 2**20
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"no embedded model is called 'dalle' \(known: shapes-unet\)"):
+    with pytest.raises(ModelError, match=r"no embedded model is called 'dalle' \(known: shapes-unet, shapes-mmdit\)"):
         zoo.path("dalle")
 
 

@@ -169,13 +169,14 @@ def _shown(jobs: list[Job], out: Path | None) -> list[Job]:
 
 
 _mine: list[Any] = []  # a worker's own pipeline
+_worker = contextlib.ExitStack()  # what lasts as long as the worker
 
 
 def _open(source: tuple[Any, ...], chosen: list[Contender], jobs: list[Job], steps: int) -> None:
     """Begin a worker."""
     torch.set_num_threads(1)
     pipe, _ = load(*source)
-    _mine.append(prepared(pipe).__enter__())
+    _mine.append(_worker.enter_context(prepared(pipe)))
     _warm_up(pipe, chosen, jobs, steps)
 
 

@@ -83,24 +83,24 @@ def zoo_train(options: argparse.Namespace) -> None:
     check_writable(work / "plan.json")
 
     from diffguide.pipelines.source import usable
-    from diffguide.zoo.plan import Plan
+    from diffguide.zoo.denoisers import DENOISERS
     from diffguide.zoo.train import train
 
     usable(options.device)
-    plan = Plan(seed=options.seed)
+    plan = dataclasses.replace(DENOISERS[options.name].plan, seed=options.seed)
     if options.steps is not None:
         plan = dataclasses.replace(plan, steps=options.steps)
     until = math.inf if options.minutes is None else time.time() + 60 * options.minutes
     start = Path(options.start_from) if options.start_from else None
     if start is not None and not (start / "model_index.json").is_file():
         raise ModelError(f"--start-from {start} is not the folder of a pipeline: it has no model_index.json")
-    finished = train(work, plan, options.device, workers=options.workers, until=until, start=start)
+    finished = train(work, plan, options.device, options.name, workers=options.workers, until=until, start=start)
     if finished is None:
         tell(f"stopped at a checkpoint in {work}; the same command carries on")
         return
     from diffguide.zoo.export import export
 
-    export(work)
+    export(work, name=options.name)
     tell(f"{options.name} is trained; it lies, with its card, in {work / options.name}")
 
 

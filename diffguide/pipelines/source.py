@@ -48,7 +48,8 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None) -
     place = usable(device)
     source = locate(model)
     try:
-        pipe = DiffusionPipeline.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True)
+        missing = zoo.left_out(source)
+        pipe = DiffusionPipeline.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **missing)
     except (
         Exception
     ) as error:  # whatever a wrong folder can cause: broken JSON, unknown classes, weights that do not fit

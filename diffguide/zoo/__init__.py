@@ -1,10 +1,11 @@
 """The embedded models: where the trained folders lie. Nothing here imports torch."""
 
+import json
 from pathlib import Path
 
 from diffguide.errors import ModelError
 
-MODELS = ("shapes-unet",)  # what this repository trains
+MODELS = ("shapes-unet", "shapes-mmdit")  # what this repository trains
 GUIDANCE_SCALE = 4.0  # at which the embedded models draw best
 _FOLDER = Path(__file__).parent / "models"
 
@@ -27,3 +28,13 @@ def path(name: str = "shapes-unet") -> Path:
             f"`diffguide zoo train {name} --work FOLDER`, or name another model"
         )
     return _FOLDER / name
+
+
+def left_out(folder: str | Path) -> dict[str, None]:
+    """The components that a pipeline's folder names as missing, such as the T5 of a Stable Diffusion 3.
+
+    diffusers 0.42 wants to hear of them again: pass them to `from_pretrained`. A hub id has none here.
+    """
+    index = Path(folder) / "model_index.json"
+    named = json.loads(index.read_text(encoding="utf-8")) if index.is_file() else {}
+    return {name: None for name, value in named.items() if value == [None, None]}

@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from diffguide.zoo.loop import Run, autocast, descend, leads, mine, save, set_rate, wait
-from diffguide.zoo.models import build_vae, standardise
+from diffguide.zoo.parts import build_vae, standardise
 from diffguide.zoo.plan import Plan
 from diffguide.zoo.world import SIDE
 

@@ -4,14 +4,16 @@ import json
 import os
 import platform
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image, ImageDraw
 
+from diffguide import zoo
 from diffguide.zoo.denoiser import sample_sheet
+from diffguide.zoo.denoisers import DENOISERS
 from diffguide.zoo.evaluate import GUIDANCE, STEPS, Scores, evaluate
 
 CARD = """---
@@ -25,25 +27,24 @@ small enough to ship and to run on a CPU, and it fails like big models do: thing
 wrong colour. It is here to measure attention steering, not to draw for you.
 
 ```python
-from diffusers import StableDiffusionPipeline
+from diffusers import {pipeline}
 
-pipe = StableDiffusionPipeline.from_pretrained("{name}")  # the folder this file is in
+pipe = {pipeline}.from_pretrained("{name}"{missing})  # the folder this file is in
 pipe("a red circle and a blue square on a white background", num_inference_steps={steps}, guidance_scale={guidance:g})
 ```
 
 ![samples](samples.png)
 
 ## What it is made of
-A `StableDiffusionPipeline`: `AutoencoderKL` of factor 8 with 4 latent channels; `CLIPTokenizer` of the grammar;
-`CLIPTextModel` of 3 layers x 128; `UNet2DConditionModel` of widths 96 and 160 with self- and cross-attention at 16x16
-(3 heads) and 8x8 (5 heads); velocity prediction on Stable Diffusion's noise schedule. Weights in fp16: {sizes}.
+A `{pipeline}`: `AutoencoderKL` of factor 8 with 4 latent channels; {made_of}. Weights in
+fp16: {sizes}.
 
 ## Data
 {plan[pictures]:,} pictures drawn by `diffguide.zoo.world` from seed {plan[seed]}, captions drawn anew at each use, one
 in ten empty. One in sixteen of the combinations of two or more kinds is held out; benchmarks use those.
 
 ## Training
-`diffguide zoo train {name} --steps {plan[steps]} --seed {plan[seed]}`: batch {plan[batch]}, Muon at
+`diffguide zoo train {name} --work FOLDER --steps {plan[steps]} --seed {plan[seed]}`: batch {plan[batch]}, Muon at
 {plan[matrix_rate]:g} for the matrices and convolutions inside the networks, AdamW at {plan[rate]:g} for the rest,
 linear fall over the last {plan[fall]:.0%} of the steps, average of weights at {plan[ema]:g}, bfloat16 autocast. Run on
 {processor}, two processes of one thread each, beside other work:
@@ -70,33 +71,43 @@ things and {scores.truth_extra:.1%} that are not there; after the autoencoder {s
 Of several things one may be missing, drawn twice, or joined to another; at night and in fog more so.
 Sizes and relations are followed loosely. Words outside the grammar mean nothing to it.
 
+{remarks}
 ## Licence
 Apache-2.0, like the code that drew the data and trained it.
 """
-STAGES = {"vae": "autoencoder", "unet": "text encoder and U-Net", "decoder": "decoder"}
+STAGES = {"vae": "autoencoder", "denoiser": "denoiser", "decoder": "decoder"}
 
 
-def export(work: Path, folder: Path | None = None, *, pictures: int = 100, device: str = "cpu") -> Scores:
+def export(
+    work: Path,
+    folder: Path | None = None,
+    *,
+    name: str = "shapes-unet",
+    pictures: int = 100,
+    device: str = "cpu",
+) -> Scores:
     """Write the pipeline of a training folder, in fp16 safetensors, and its card; returns its scores.
 
-    `folder` is `work / "shapes-unet"` if not given.
+    `folder` is the model's name in `work` if not given.
     """
-    folder = folder or work / "shapes-unet"
-    pipe = StableDiffusionPipeline.from_pretrained(work / "pipeline").to(device)
+    folder = folder or work / name
+    kind = DENOISERS[name].pipeline_class
+    missing = zoo.left_out(work / "pipeline")
+    pipe: Any = kind.from_pretrained(work / "pipeline", **missing).to(device)
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     pipe.to(torch.float16).save_pretrained(part)
     clean(part)
     # what is scored is what is shipped: the rounded weights, in float32 arithmetic
-    pipe = StableDiffusionPipeline.from_pretrained(part, dtype=torch.float32).to(device)
+    pipe = kind.from_pretrained(part, dtype=torch.float32, **missing).to(device)
     scores = evaluate(pipe, pictures=pictures)
-    sample_sheet(pipe.vae, pipe.text_encoder, pipe.tokenizer, pipe.unet).save(part / "samples.png", optimize=True)
+    sample_sheet(pipe).save(part / "samples.png", optimize=True)
     logs = {stage: _log(work / f"{stage}.jsonl") for stage in STAGES}
-    curve([(row["step"], row["loss"]) for row in logs["unet"]]).save(part / "loss.png", optimize=True)
+    curve([(row["step"], row["loss"]) for row in logs["denoiser"]]).save(part / "loss.png", optimize=True)
     (part / "scores.json").write_text(json.dumps(scores.to_dict(), indent=1) + "\n")
     weights = {p.parent.name: p.stat().st_size / 2**20 for p in sorted(part.glob("*/*.safetensors"))}
     plan = json.loads((work / "plan.json").read_text())
-    (part / "README.md").write_text(card(folder.name, plan, logs, scores, weights))
+    (part / "README.md").write_text(card(name, plan, logs, scores, weights, missing))
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
     return scores
@@ -149,10 +160,16 @@ def curve(points: list[tuple[int, float]], size: tuple[int, int] = (640, 300)) -
 
 
 def card(
-    name: str, plan: dict[str, Any], logs: dict[str, list[dict[str, Any]]], scores: Scores, weights: dict[str, float]
+    name: str,
+    plan: dict[str, Any],
+    logs: dict[str, list[dict[str, Any]]],
+    scores: Scores,
+    weights: dict[str, float],
+    missing: Iterable[str] = (),
 ) -> str:
     """The model card, every figure from the run or from its scores."""
-    steps = {"vae": plan["vae_steps"], "unet": plan["steps"], "decoder": plan["decoder_steps"]}
+    kind = DENOISERS[name]
+    steps = {"vae": plan["vae_steps"], "denoiser": plan["steps"], "decoder": plan["decoder_steps"]}
     times = "\n".join(
         f"| {STAGES[stage]} | {steps[stage]} | {rows[-1]['seconds'] / 60:.0f} |" for stage, rows in logs.items() if rows
     )
@@ -163,6 +180,10 @@ def card(
     sizes = ", ".join(f"{part} {size:.1f} MiB" for part, size in weights.items())
     return CARD.format(
         name=name,
+        pipeline=kind.pipeline_class.__name__,
+        missing="".join(f", {part}=None" for part in missing),
+        remarks=kind.remarks,
+        made_of=kind.made_of,
         steps=STEPS,
         guidance=GUIDANCE,
         sizes=sizes,

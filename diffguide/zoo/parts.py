@@ -1,9 +1,9 @@
-"""The embedded models: what they are built of."""
+"""What all embedded models share: the autoencoder and the text encoder, untrained."""
 
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from diffguide.zoo.tokenizer import LENGTH
@@ -45,50 +45,6 @@ def build_text_encoder(tokenizer: Any) -> Any:
         pad_token_id=tokenizer.pad_token_id,
     )
     return CLIPTextModel(config)
-
-
-def build_unet() -> Any:
-    """Self- and cross-attention at 16x16 (3 heads) and 8x8 (5 heads, middle block included)."""
-    heads: Any = (3, 5)
-    return UNet2DConditionModel(
-        sample_size=LATENT_SIDE,
-        in_channels=LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        block_out_channels=(96, 160),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        attention_head_dim=heads,  # diffusers takes the number of heads under this name
-        cross_attention_dim=TEXT_WIDTH,
-        norm_num_groups=16,
-    )
-
-
-def build_scheduler() -> Any:
-    """The noise schedule of Stable Diffusion, with velocity prediction."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-def assemble(vae: Any, text_encoder: Any, tokenizer: Any, unet: Any) -> StableDiffusionPipeline:
-    """The parts as an ordinary pipeline."""
-    parts: dict[str, Any] = dict.fromkeys(("safety_checker", "feature_extractor", "image_encoder"))
-    return StableDiffusionPipeline(
-        vae=vae.eval(),
-        text_encoder=text_encoder.eval(),
-        tokenizer=tokenizer,
-        unet=unet.eval(),
-        scheduler=build_scheduler(),
-        requires_safety_checker=False,
-        **parts,
-    )
 
 
 @torch.no_grad()
