@@ -148,10 +148,9 @@ class Repeated:
         q = torch.cat([heads(attn.to_q(image), attn.norm_q), heads(attn.add_q_proj(text), attn.norm_added_q)], 2)
         k = torch.cat([heads(attn.to_k(image), attn.norm_k), heads(attn.add_k_proj(text), attn.norm_added_k)], 2)
         v = torch.cat([heads(attn.to_v(image)), heads(attn.add_v_proj(text))], 2)
-        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
-        often = torch.zeros(logits.shape[-1], device=logits.device)
-        often[-1] = math.log(repeats)
-        out = ((logits + often).softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
+        q, k = F.pad(q * q.shape[-1] ** -0.5, (0, 8), value=1.0), F.pad(k, (0, 8))  # eight keep a matrix aligned
+        k[..., -1, -1] += math.log(repeats)
+        out = ((q @ k.transpose(-1, -2)).softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
         image, text = out.split([image.shape[1], text.shape[1]], 1)
         image = attn.to_out[1](attn.to_out[0](image))
         return image, text if attn.context_pre_only else attn.to_add_out(text)
