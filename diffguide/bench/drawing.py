@@ -14,6 +14,7 @@ from PIL import Image
 
 from diffguide.bench.contenders import Contender
 from diffguide.bench.scenes import Task
+from diffguide.family import of_pipe
 from diffguide.guide import Guide
 from diffguide.report import peak, reset_peak
 from diffguide.zoo import GUIDANCE_SCALE
@@ -46,7 +47,7 @@ def draw(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Dr
     """One batch by one method."""
     method = contender.build([job.task.layout for job in jobs])
     guide = Guide(pipe, method) if method is not None else None
-    cuda = next(pipe.unet.parameters()).is_cuda
+    cuda = denoiser_weight(pipe).is_cuda
     _settle(cuda)
     reset_peak(cuda)
     with guide or nullcontext():
@@ -56,6 +57,7 @@ def draw(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Dr
             num_inference_steps=steps,
             guidance_scale=GUIDANCE_SCALE,
             generator=[job.noise() for job in jobs],
+            **no_zeros(pipe),
         ).images
         if cuda:
             torch.cuda.synchronize()
@@ -64,6 +66,15 @@ def draw(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Dr
         rows = 2 if GUIDANCE_SCALE > 1 else 1
         return Drawn(pictures, seconds, memory, float(rows * len(pipe.scheduler.timesteps)), 0.0)
     return Drawn(pictures, seconds, memory, guide.report.forwards, guide.report.backwards)
+
+
+def denoiser_weight(pipe: Any) -> torch.Tensor:
+    return next(getattr(pipe, of_pipe(pipe)[1]).parameters())
+
+
+def no_zeros(pipe: Any) -> dict[str, int]:
+    """Arguments of the call: where a pipeline leaves its T5 out, one token of zeros for it instead of 256."""
+    return {"max_sequence_length": 1} if getattr(pipe, "text_encoder_3", 0) is None else {}
 
 
 def _settle(cuda: bool) -> None:
@@ -79,6 +90,6 @@ def _settle(cuda: bool) -> None:
 
 
 def machine(pipe: Any) -> dict[str, Any]:
-    weight = next(pipe.unet.parameters())
+    weight = denoiser_weight(pipe)
     device = torch.cuda.get_device_name(weight.device) if weight.is_cuda else weight.device.type
     return {"device": device, "dtype": str(weight.dtype).removeprefix("torch."), "threads": torch.get_num_threads()}

@@ -68,7 +68,7 @@ def run(
         "scenes": len(tasks),
         "seeds": seeds,
         "steps": steps,
-        "scheduler": "DDIM",
+        "scheduler": "DDIM" if hasattr(pipe.scheduler, "alphas_cumprod") else type(pipe.scheduler).__name__,
         "guidance_scale": GUIDANCE_SCALE,
         "batch": batch,
         **machine(pipe),
@@ -92,7 +92,8 @@ def run(
 def prepared(pipe: Any) -> Iterator[Any]:
     """The pipeline with the bench's scheduler and no bars of its own, and as it was in the end."""
     plain, bars = pipe.scheduler, getattr(pipe, "_progress_bar_config", {})
-    pipe.scheduler = DDIMScheduler.from_config(plain.config)
+    if hasattr(plain, "alphas_cumprod"):  # flows keep their own: DDIM cannot draw them
+        pipe.scheduler = DDIMScheduler.from_config(plain.config)
     pipe.set_progress_bar_config(disable=True)
     try:
         yield pipe
