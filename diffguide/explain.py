@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from diffguide import passes
 from diffguide.errors import AttachError
-from diffguide.family import Family
+from diffguide.family import OF_KIND, Family, sites_of
 from diffguide.maps import Watch
 from diffguide.method import Context, Method
 from diffguide.processors.steered import check_processor
@@ -42,7 +42,7 @@ class Plan:
 def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method]) -> list[str]:
     """Why these methods cannot be attached, each with the fix."""
     reasons = family.refusals(pipe)
-    sites = family.sites(model)
+    sites = sites_of(family, model)
     for site in sites:
         try:
             check_processor(site)
@@ -51,7 +51,8 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method])
             break
     for method in methods:
         if method.asks("attend") and not method.where(sites):
-            reasons.append(f"{type(method).__name__} finds no site in this denoiser; change its layers or kinds")
+            reasons.append(f"{type(method).__name__} finds no site in this denoiser; {_why(family, method)}")
+        reasons += unseen(family, method, sites)
     if any(m.asks("loss") for m in methods):
         hooks = {hook for module in model.modules() for hook in diffusers_hooks(module)}
         names = [type(m).__name__ for m in methods if m.asks("loss")]
@@ -70,6 +71,21 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method])
     if not hasattr(pipe.scheduler, "step"):
         reasons.append(f"{type(pipe.scheduler).__name__} has no step function; use a scheduler of diffusers")
     return reasons
+
+
+def _why(family: Family, method: Method) -> str:
+    reason = family.lacks.get("weak pass") if method.branch == "weak" else None
+    return f"{reason}; use a method of word maps" if reason else "change its layers or kinds"
+
+
+def unseen(family: Family, method: Method, sites: list[Site]) -> list[str]:
+    """Why maps that a method wants to see cannot be had from this family."""
+    wanted = {OF_KIND[watch.kind] for watch in method.watch(_before(sites, {}, (), 1)).values()}
+    return [
+        f"{type(method).__name__} wants {maps}, which {type(family).__name__} has not: {family.lacks[maps]}; choose "
+        "settings without them (Bacon: align=0) or a method of words alone"
+        for maps in sorted(wanted & family.lacks.keys())
+    ]
 
 
 def diffusers_hooks(module: nn.Module) -> list[str]:
@@ -92,7 +108,7 @@ def explain(
     default = family.example_size(model)
     size = (height // factor if height else default[0], width // factor if width else default[1])
     plan = Plan()
-    sites = family.sites(model)
+    sites = sites_of(family, model)
     grids = {site: family.grid(site, size) for site in sites}
     kinds = ", ".join(
         f"{sum(s.kind == k for s in sites)} {k}" for k in ("self", "cross", "joint") if k in {s.kind for s in sites}
@@ -158,7 +174,17 @@ def _touched(
     watched: dict[str, tuple[Watch, list[Site]]],
 ) -> list[Site]:
     touched = list(method.where(sites)) if method.asks("attend") else []
-    context = Context(
+    for name, watch in method.watch(_before(sites, grids, size, steps)).items():
+        chosen = watch.choose(sites, grids)
+        touched += [s for s in chosen if s not in touched]
+        if method.asks("loss"):
+            watched[f"{method.name()} {name}"] = (watch, chosen)
+    return touched
+
+
+def _before(sites: list[Site], grids: dict[Site, Grid], size: Grid, steps: int) -> Context:
+    """What is known before a run."""
+    return Context(
         prompts=[None],
         find=lambda b, phrase, occurrence=None: [1],
         content=lambda b: [1],
@@ -170,12 +196,6 @@ def _touched(
         size=size,
         pictures=[],
     )
-    for name, watch in method.watch(context).items():
-        chosen = watch.choose(sites, grids)
-        touched += [s for s in chosen if s not in touched]
-        if method.asks("loss"):
-            watched[f"{method.name()} {name}"] = (watch, chosen)
-    return touched
 
 
 def _short(sites: list[Site], most: int = 4) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_calls import KEPT, SIZES, built
 from tiny_models import MODELS
 
 from diffguide import passes
@@ -15,29 +16,10 @@ from diffguide.maps import Watch
 # diffusers' own Chroma imports it the old way
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
 
-SIZES = {2: (8, 16), 3: (2, 8, 16)}  # latent cells: wide, so that no square root can be right
-
-
-def filled(value: Any, seed: int = 0) -> Any:
-    """Noise in place of zeros, where zeros mean nothing."""
-    if isinstance(value, dict):
-        return {k: v if k in KEPT else filled(v, seed + i) for i, (k, v) in enumerate(value.items())}
-    if isinstance(value, torch.Tensor) and value.is_floating_point():
-        return torch.randn(value.shape, generator=torch.Generator().manual_seed(seed))
-    if isinstance(value, tuple | list):
-        return type(value)(filled(v, seed + i) for i, v in enumerate(value))
-    return value
-
-
-KEPT = ("img_ids", "txt_ids", "encoder_attention_mask", "attention_mask", "timestep", "guidance", "img_shapes")
-
 
 @pytest.fixture(params=sorted(MODELS))
 def case(request: pytest.FixtureRequest) -> Any:
-    model = MODELS[request.param]()
-    family = of_model(model)
-    args, kwargs = family.example(model, SIZES[len(family.example_size(model))])
-    return model, family, filled(args), filled(kwargs)
+    return built(request.param)
 
 
 def run(model: Any, family: Any, args: Any, kwargs: Any) -> torch.Tensor:

@@ -30,7 +30,7 @@ def probabilities(
     columns: list[int] | None = None,
     head_mean: bool = True,
 ) -> Tensor:
-    """The attention map itself, in float32: how much each query attends to each key.
+    """The attention map itself, in float32 (float64 of float64): how much each query attends to each key.
 
     Args:
         q: queries [B, H, N, D].
@@ -43,9 +43,11 @@ def probabilities(
     Returns:
         [B, N, K], or [B, H, N, K] without `head_mean`; K is the number of columns. Differentiable.
     """
-    logits = (q.float() * (scale if scale is not None else q.shape[-1] ** -0.5)) @ k.float().mT
+    exact = torch.promote_types(q.dtype, torch.float32)
+    q, k = q.to(exact), k.to(exact)
+    logits = (q * (scale if scale is not None else q.shape[-1] ** -0.5)) @ k.mT
     if mask is not None:
-        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask.float()
+        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask.to(exact)
     chosen = slice(None) if columns is None else columns
     maps = (logits[..., chosen] - logits.logsumexp(-1, keepdim=True)).exp()
     return maps.mean(1) if head_mean else maps

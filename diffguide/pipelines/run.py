@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffguide.describe import make_all
 from diffguide.errors import ModelError, ParamError
+from diffguide.family import sites_of
 from diffguide.guide import Guide
 from diffguide.method import Context
 from diffguide.pipelines.source import load, scheduler_class
@@ -147,7 +148,7 @@ def check_prompt(guide: Guide, recipe: Recipe) -> None:
     factor = getattr(guide.pipe, "vae_scale_factor", 8)
     high, wide = guide.family.example_size(guide.model)
     size = (recipe.height // factor if recipe.height else high, recipe.width // factor if recipe.width else wide)
-    sites = guide.family.sites(guide.model)
+    sites = sites_of(guide.family, guide.model)
     for method in active:
         method.prepare(
             Context(
