@@ -28,19 +28,14 @@ def installed(name: str) -> str | None:
 
 
 def strange(name: str) -> str:
-    """What to say of an installed version outside the bounds, with the fix; empty where all is well or nothing there.
+    """What to say, with the fix, of an installed version outside the bounds; empty where there is nothing to say.
 
     A development version counts as the release it leads to.
     """
     found = installed(name)
-    if found is None or all(_holds(found, bound) for bound in NEEDED[name].split(",")):
+    if found is None or name not in NEEDED or all(_holds(found, bound) for bound in NEEDED[name].split(",")):
         return ""
-    return f"{name} {found} is not {NEEDED[name]}, which this diffguide is tested with: pip install '{fix(name)}'"
-
-
-def fix(name: str) -> str:
-    """What to give to pip."""
-    return f"{name}{NEEDED[name]}"
+    return f"{name} {found} is not {NEEDED[name]}, which this diffguide needs: pip install '{name}{NEEDED[name]}'"
 
 
 def _holds(found: str, bound: str) -> bool:
