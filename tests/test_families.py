@@ -5,13 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_calls import KEPT, SIZES, built
+from tiny_calls import KEPT, SIZES, built, seen
 from tiny_models import MODELS
 
 from diffguide import passes
 from diffguide.errors import FamilyError
 from diffguide.family import Family, of_model, register_family
-from diffguide.maps import Watch
 
 # diffusers' own Chroma imports it the old way
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
@@ -25,20 +24,6 @@ def case(request: pytest.FixtureRequest) -> Any:
 def run(model: Any, family: Any, args: Any, kwargs: Any) -> torch.Tensor:
     with torch.no_grad():
         return family.prediction(model(*args, **kwargs))
-
-
-def seen(model: Any, family: Any, args: Any, kwargs: Any, kind: str) -> dict[str, torch.Tensor]:
-    """Maps of all sites of a kind, by name, [H, N, K], N of all frames."""
-    size = family.size(args, kwargs)
-    sites = family.sites(model)
-    grids = {site: family.grid(site, size) for site in sites}
-    chosen = [s for s in sites if s.kind in (kind, "joint")]
-    if not chosen:
-        return {}
-    wishes = {(0, "x"): (Watch(kind, head_mean=False), chosen)}  # type: ignore[arg-type]
-    words = family.words(args, kwargs)
-    with torch.no_grad(), passes.looking(model, family, args, kwargs, wishes, grids, words=words) as maps:
-        return {s.site.name: s.values.transpose(0, 1).flatten(1, 2) for s in maps[0]["x"]}
 
 
 def test_the_size_is_read_off_the_call(case: Any) -> None:

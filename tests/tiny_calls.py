@@ -6,10 +6,12 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_models import MODELS
 
-from diffguide.family import of_model
+from diffguide import passes
+from diffguide.family import of_model, sites_of
+from diffguide.maps import Watch
 from diffguide.zoo.tokenizer import build_tokenizer
 
-SIZES = {2: (8, 16), 3: (2, 8, 16)}  # latent cells: wide, so that no square root can be right
+SIZES = {2: (10, 14), 3: (3, 10, 14)}  # latent cells: 5x7 tokens of 2x2, so that no square root can be right
 KEPT = ("img_ids", "txt_ids", "encoder_attention_mask", "attention_mask", "timestep", "guidance", "img_shapes")
 PROMPT = "a red circle and a purple triangle"
 
@@ -31,6 +33,20 @@ def built(name: str, size: tuple[int, ...] | None = None, dtype: torch.dtype = t
     family = of_model(model)
     args, kwargs = family.example(model, size or SIZES[len(family.example_size(model))])
     return model, family, filled(args), filled(kwargs)
+
+
+def seen(model: Any, family: Any, args: Any, kwargs: Any, kind: str) -> dict[str, torch.Tensor]:
+    """Maps of all sites of a kind, by name, [H, N, K], N of all frames."""
+    size = family.size(args, kwargs)
+    sites = sites_of(family, model)
+    grids = {site: family.grid(site, size) for site in sites}
+    chosen = [s for s in sites if s.kind in (kind, "joint")]
+    if not chosen:
+        return {}
+    wishes = {(0, "x"): (Watch(kind, head_mean=False), chosen)}  # type: ignore[arg-type]
+    words = family.words(args, kwargs)
+    with torch.no_grad(), passes.looking(model, family, args, kwargs, wishes, grids, words=words) as maps:
+        return {s.site.name: s.values.transpose(0, 1).flatten(1, 2) for s in maps[0]["x"]}
 
 
 # what the families ask of the pipelines about their words
