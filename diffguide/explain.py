@@ -4,7 +4,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from diffguide import passes
 from diffguide.errors import AttachError
@@ -212,7 +214,10 @@ def gradient_memory(
     watched: dict[str, tuple[Watch, list[Site]]],
     grids: dict[Site, Grid],
 ) -> float:
-    """MiB that a gradient pass saves for its backward, for one picture, counted on tensors without memory."""
+    """MiB that a gradient pass saves for its backward, for one picture, counted on tensors without memory.
+
+    With nothing watched, that of a whole forward. Weights may be on any device, the meta device among them.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     saved: dict[int, Any] = {}  # storages by address, held so that no address comes twice
@@ -232,6 +237,32 @@ def gradient_memory(
         args, kwargs = family.with_argument(args, kwargs, z)
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+            _Fused(),
             passes.looking(model, family, args, kwargs, wishes, grids, words=family.words(args, kwargs)),
         ):
             return sum(s.nbytes() for address, s in saved.items() if address not in free) / MIB
+
+
+class _Fused(TorchFunctionMode):
+    """Attention keeps what a fused kernel keeps, whatever kernel torch would take for tensors without memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        names = ("query", "key", "value", "attn_mask")
+        given = dict(zip(names, args, strict=False)) | (kwargs or {})
+        return _Kept.apply(*(given.get(name) for name in names))
+
+
+class _Kept(torch.autograd.Function):
+    """Queries, keys, values, mask, output and a float32 for each row are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, mask, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError("counted, never run")

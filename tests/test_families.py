@@ -66,6 +66,8 @@ def test_image_tokens_attend_to_words_and_to_each_other_with_shares_of_one(case:
         total = sum(maps[name].sum(-1) for maps in (words, images) if name in maps)
         if "omnigen" in type(family).__module__:  # the rest goes to the time token
             assert (total > 0.9).all() and (total < 1).all()
+        elif "z_image" in type(family).__module__:  # the rest goes to 29 tokens of padding behind 35 of the image
+            assert (total > 0.3).all() and (total < 1 - 1e-4).all()
         else:
             assert torch.allclose(total, torch.ones_like(total), atol=1e-4), name
     for name, maps in words.items():

@@ -19,12 +19,20 @@ PROMPT = "a red circle and a purple triangle"
 def filled(value: Any, seed: int = 0) -> Any:
     """Noise in place of zeros, where zeros mean nothing."""
     if isinstance(value, dict):
-        return {k: v if k in KEPT else filled(v, seed + i) for i, (k, v) in enumerate(value.items())}
+        more = {"image_rotary_emb": turns(*value["image_rotary_emb"])} if "image_rotary_emb" in value else {}
+        return {k: v if k in KEPT else filled(v, seed + i) for i, (k, v) in enumerate(value.items())} | more
     if isinstance(value, torch.Tensor) and value.is_floating_point():
         return torch.randn(value.shape, generator=torch.Generator().manual_seed(seed), dtype=value.dtype)
     if isinstance(value, tuple | list):
         return type(value)(filled(v, seed + i) for i, v in enumerate(value))
     return value
+
+
+def turns(cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotations of pairs by any angles, in these shapes: [tokens, width]."""
+    angles = torch.randn(cos.shape[0], cos.shape[1] // 2, generator=torch.Generator().manual_seed(8), dtype=cos.dtype)
+    angles = angles.repeat_interleave(2, 1)
+    return angles.cos(), angles.sin()
 
 
 def built(name: str, size: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32) -> Any:
