@@ -130,6 +130,8 @@ def call_options(recipe: Recipe, pipe: Any) -> dict[str, Any]:
         for name, p in known.items()
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in options
     ]
+    if "num_frames" in known:
+        raise ModelError(f"{type(pipe).__name__} draws videos; a recipe draws pictures: use diffguide.Guide in Python")
     if strange or missing:
         told = f"takes no {strange[0]}" if strange else f"also needs {missing[0]}"
         raise ModelError(f"{type(pipe).__name__} {told}; a recipe draws with text-to-image pipelines")
