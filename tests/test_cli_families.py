@@ -31,7 +31,6 @@ def flux() -> Any:
         text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(tokenizer), **sizes)).eval(),  # type: ignore[arg-type]
         tokenizer_2=build_tokenizer(),
     )
-    pipe.vae.register_to_config(shift_factor=0.0)
     # pooled states as wide as the encoder's
     pipe.transformer = type(model)(**{**model.config, "pooled_projection_dim": encoder.config.hidden_size}).eval()
     return pipe
@@ -44,6 +43,7 @@ def test_words_of_a_prompt_are_seen(
     build: Any, sides: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     pipe = build()
+    pipe.vae.register_to_config(shift_factor=0.0)
     monkeypatch.setattr("diffguide.pipelines.run.load", lambda *_, **__: pipe)
     monkeypatch.chdir(tmp_path)
     high, wide = (side * getattr(pipe, "vae_scale_factor", 8) for side in sides)
