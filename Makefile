@@ -73,6 +73,7 @@ layers: $(DEV_STAMP)
 	@$(BIN)/lint-imports --no-logo
 
 docs: $(DEV_STAMP)  ## build the documentation, warnings are errors
+	@$(RUN) -m diffguide families --page docs/families.md
 	@$(RUN) -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 

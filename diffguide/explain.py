@@ -4,11 +4,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from diffguide import passes
 from diffguide.errors import AttachError
-from diffguide.family import Family
+from diffguide.family import OF_KIND, Family, sites_of
 from diffguide.maps import Watch
 from diffguide.method import Context, Method
 from diffguide.processors.steered import check_processor
@@ -42,7 +44,7 @@ class Plan:
 def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method]) -> list[str]:
     """Why these methods cannot be attached, each with the fix."""
     reasons = family.refusals(pipe)
-    sites = family.sites(model)
+    sites = sites_of(family, model)
     for site in sites:
         try:
             check_processor(site)
@@ -51,7 +53,8 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method])
             break
     for method in methods:
         if method.asks("attend") and not method.where(sites):
-            reasons.append(f"{type(method).__name__} finds no site in this denoiser; change its layers or kinds")
+            reasons.append(f"{type(method).__name__} finds no site in this denoiser; {_why(family, method)}")
+        reasons += unseen(family, method, sites)
     if any(m.asks("loss") for m in methods):
         hooks = {hook for module in model.modules() for hook in diffusers_hooks(module)}
         names = [type(m).__name__ for m in methods if m.asks("loss")]
@@ -70,6 +73,21 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method])
     if not hasattr(pipe.scheduler, "step"):
         reasons.append(f"{type(pipe.scheduler).__name__} has no step function; use a scheduler of diffusers")
     return reasons
+
+
+def _why(family: Family, method: Method) -> str:
+    reason = family.lacks.get("weak pass") if method.branch == "weak" else None
+    return f"{reason}; use a method of word maps" if reason else "change its layers or kinds"
+
+
+def unseen(family: Family, method: Method, sites: list[Site]) -> list[str]:
+    """Why maps that a method wants to see cannot be had from this family."""
+    wanted = {OF_KIND[watch.kind] for watch in method.watch(_before(sites, {}, (), 1)).values()}
+    return [
+        f"{type(method).__name__} wants {maps}, which {type(family).__name__} has not: {family.lacks[maps]}; choose "
+        "settings without them (Bacon: align=0) or a method of words alone"
+        for maps in sorted(wanted & family.lacks.keys())
+    ]
 
 
 def diffusers_hooks(module: nn.Module) -> list[str]:
@@ -92,7 +110,7 @@ def explain(
     default = family.example_size(model)
     size = (height // factor if height else default[0], width // factor if width else default[1])
     plan = Plan()
-    sites = family.sites(model)
+    sites = sites_of(family, model)
     grids = {site: family.grid(site, size) for site in sites}
     kinds = ", ".join(
         f"{sum(s.kind == k for s in sites)} {k}" for k in ("self", "cross", "joint") if k in {s.kind for s in sites}
@@ -158,7 +176,17 @@ def _touched(
     watched: dict[str, tuple[Watch, list[Site]]],
 ) -> list[Site]:
     touched = list(method.where(sites)) if method.asks("attend") else []
-    context = Context(
+    for name, watch in method.watch(_before(sites, grids, size, steps)).items():
+        chosen = watch.choose(sites, grids)
+        touched += [s for s in chosen if s not in touched]
+        if method.asks("loss"):
+            watched[f"{method.name()} {name}"] = (watch, chosen)
+    return touched
+
+
+def _before(sites: list[Site], grids: dict[Site, Grid], size: Grid, steps: int) -> Context:
+    """What is known before a run."""
+    return Context(
         prompts=[None],
         find=lambda b, phrase, occurrence=None: [1],
         content=lambda b: [1],
@@ -170,12 +198,6 @@ def _touched(
         size=size,
         pictures=[],
     )
-    for name, watch in method.watch(context).items():
-        chosen = watch.choose(sites, grids)
-        touched += [s for s in chosen if s not in touched]
-        if method.asks("loss"):
-            watched[f"{method.name()} {name}"] = (watch, chosen)
-    return touched
 
 
 def _short(sites: list[Site], most: int = 4) -> str:
@@ -192,7 +214,10 @@ def gradient_memory(
     watched: dict[str, tuple[Watch, list[Site]]],
     grids: dict[Site, Grid],
 ) -> float:
-    """MiB that a gradient pass saves for its backward, for one picture, counted on tensors without memory."""
+    """MiB that a gradient pass saves for its backward, for one picture, counted on tensors without memory.
+
+    With nothing watched, that of a whole forward. Weights may be on any device, the meta device among them.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     saved: dict[int, Any] = {}  # storages by address, held so that no address comes twice
@@ -212,6 +237,32 @@ def gradient_memory(
         args, kwargs = family.with_argument(args, kwargs, z)
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+            _Fused(),
             passes.looking(model, family, args, kwargs, wishes, grids, words=family.words(args, kwargs)),
         ):
             return sum(s.nbytes() for address, s in saved.items() if address not in free) / MIB
+
+
+class _Fused(TorchFunctionMode):
+    """Attention keeps what a fused kernel keeps, whatever kernel torch would take for tensors without memory."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        names = ("query", "key", "value", "attn_mask")
+        given = dict(zip(names, args, strict=False)) | (kwargs or {})
+        return _Kept.apply(*(given.get(name) for name in names))
+
+
+class _Kept(torch.autograd.Function):
+    """Queries, keys, values, mask, output and a float32 for each row are kept."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        out = q.new_empty(*q.shape[:-1], v.shape[-1])
+        ctx.save_for_backward(q, k, v, mask, out, q.new_empty(q.shape[:-1], dtype=torch.float32))
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise NotImplementedError("counted, never run")

@@ -14,11 +14,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from diffguide import tokens
+from diffguide import tokens, versions
 from diffguide.errors import FamilyError, PromptError
 from diffguide.site import Grid, Site
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+# what can be done with a family, unless its `lacks` says why not; the table of models has these columns
+ABILITIES = ("attach", "word maps", "self maps", "gradient", "weak pass", "words")
+OF_KIND = {"cross": "word maps", "self": "self maps"}  # what a wish to see maps of a kind needs
+LARGE = "every cell's map to every cell of all frames is too large"  # why no family of videos has self maps
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Family(ABC):
     shared: ClassVar[tuple[str, ...]] = ()  # arguments that all rows share, whatever their shape
     tokenizer: ClassVar[str] = "tokenizer"  # attribute of the pipeline
     prompts: ClassVar[tuple[str, ...]] = ("prompt",)  # arguments of `encode_prompt` with the words, the first one given
+    kinds: ClassVar[tuple[str, ...]] = ("joint",)  # of attention among its sites
+    lacks: ClassVar[dict[str, str]] = {}  # what cannot be done with it (see `ABILITIES`), each with the reason
 
     # What is where in the model.
 
@@ -306,6 +313,29 @@ def of_model(model: nn.Module) -> Family:
     raise FamilyError(
         f"no family describes {type(bare(model)).__name__} (known: {listed}); describe it in a file of yours and call "
         "diffguide.register_family"
+    )
+
+
+def sites_of(family: Family, model: nn.Module) -> list[Site]:
+    """The attention modules of a denoiser.
+
+    Raises FamilyError where they are not where this release of diffguide knows them, as after a change in diffusers.
+    """
+    kind = type(bare(model)).__name__
+    try:
+        sites = family.sites(model)
+    except (AttributeError, KeyError, IndexError) as error:
+        raise FamilyError(f"{kind} is built otherwise than expected ({error}); {_versions()}") from error
+    lost = [s.name for s in sites if not hasattr(s.module, "processor") or not hasattr(s.module, "set_processor")]
+    if lost or not sites:
+        what = f"{lost[0]} has no processor that can be exchanged" if lost else "it has no attention modules"
+        raise FamilyError(f"{kind} is built otherwise than expected ({what}); {_versions()}")
+    return sites
+
+
+def _versions() -> str:
+    return versions.strange("diffusers") or (
+        f"diffusers {versions.installed('diffusers')} should do: report this, with the pipeline's class and config"
     )
 
 

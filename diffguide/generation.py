@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffguide import stepping
 from diffguide.errors import AttachError, PromptError
-from diffguide.family import Arguments, Batch, Family
+from diffguide.family import LARGE, Arguments, Batch, Family, sites_of
 from diffguide.maps import Maps
 from diffguide.method import Context, Method
 from diffguide.passes import Wishes
@@ -64,7 +64,7 @@ class Generation:
         """Work with this denoiser: a pipeline may have one for the first steps and one for the last."""
         if getattr(self, "model", None) is not model:
             self.model = model
-            self.sites = self.family.sites(model)
+            self.sites = sites_of(self.family, model)
             for site in self.sites:
                 check_processor(site)
             self.grids = {site: self.family.grid(site, self.size) for site in self.sites}
@@ -131,8 +131,8 @@ class Generation:
                 sites = watch.choose(self.sites, self.grids)
                 if watch.kind == "self" and any(len(self.grids[s]) == 3 and not s.apart for s in sites):
                     raise AttachError(
-                        f"{type(method).__name__} wants self-attention maps of a video, frames times cells squared; "
-                        "choose settings without them (Bacon: align=0) or a method of words alone"
+                        f"{type(method).__name__} wants self-attention maps of a video: {LARGE}; choose settings "
+                        "without them (Bacon: align=0) or a method of words alone"
                     )
                 if not sites:
                     raise AttachError(

@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from diffguide import passes, stepping
+from diffguide import passes, stepping, versions
 from diffguide.errors import AttachError
 from diffguide.explain import Plan, explain, refusals
 from diffguide.family import DENOISERS, of_pipe
@@ -50,6 +50,7 @@ class Guide:
         for method in methods:
             if not isinstance(method, Method):
                 raise AttachError(f"{method!r} is not a method; pass instances such as diffguide.PAG(scale=3.0)")
+        versions.warn_once()
         self.pipe = pipe
         self.methods = methods
         self.family, self.attribute = of_pipe(pipe)

@@ -20,7 +20,20 @@ from diffguide.errors import SteeringError
 from diffguide.recipe import Recipe
 
 PROMPT = "a red circle and a blue square"
-COMMANDS = ("generate", "maps", "run", "methods", "zoo", "zoo list", "zoo train", "zoo card", "bench", "doctor", "demo")
+COMMANDS = (
+    "generate",
+    "maps",
+    "run",
+    "methods",
+    "families",
+    "zoo",
+    "zoo list",
+    "zoo train",
+    "zoo card",
+    "bench",
+    "doctor",
+    "demo",
+)
 REGIONS = [
     {"phrase": "red circle", "box": [0.1, 0.1, 0.5, 0.5]},
     {"phrase": "blue square", "box": [0.5, 0.5, 0.9, 0.9]},

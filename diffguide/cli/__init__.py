@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 
 from diffguide import __version__
 from diffguide.cli.drawing import check_writable, demo, generate, maps, picture_paths, quiet, recipe_of, run
-from diffguide.cli.looking import bench, methods, zoo_card, zoo_list, zoo_train
+from diffguide.cli.looking import bench, families, methods, zoo_card, zoo_list, zoo_train
 from diffguide.cli.machine import EXTRAS, LIBRARIES, doctor, examine
 from diffguide.errors import DiffguideError
 
@@ -20,6 +20,7 @@ __all__ = [
     "demo",
     "doctor",
     "examine",
+    "families",
     "generate",
     "main",
     "maps",
@@ -114,6 +115,11 @@ def parser() -> argparse.ArgumentParser:
 
     p = add("methods", methods, "list the methods with their parameters")
     p.add_argument("name", nargs="?", metavar="NAME", help="only this one")
+    _json(p)
+
+    p = add("families", families, "list the kinds of models, what can be done with each, and what is refused")
+    p.add_argument("name", nargs="?", metavar="NAME", help="only this one, or the class of a denoiser")
+    p.add_argument("--page", metavar="FILE", help="write the table between its marks in this page of Markdown")
     _json(p)
 
     zoo = commands.add_parser(

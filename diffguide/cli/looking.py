@@ -29,6 +29,29 @@ def methods(options: argparse.Namespace) -> None:
             print(line)
 
 
+def families(options: argparse.Namespace) -> None:
+    from diffguide import abilities
+    from diffguide.family import refused
+
+    if options.page:
+        changed = abilities.write(Path(options.page))
+        tell(f"{options.page}: {'written' if changed else 'as it was'}")
+        return
+    rows = abilities.named(options.name) if options.name else abilities.table()
+    lost = {} if options.name else dict(sorted(refused().items()))
+    if options.json:
+        print_json({"families": rows, "refused": lost})
+        return
+    for row in rows:
+        can = [ability for ability, reason in row["abilities"].items() if not reason]
+        print(f"{row['name']}: {', '.join(row['models'])}; {', '.join(row['kinds'])} attention; {', '.join(can)}")
+        for ability, reason in row["abilities"].items():
+            if reason:
+                print(f"  no {ability}: {reason}")
+    for model, reason in lost.items():
+        print(f"refused: {model}: {reason}")
+
+
 def _text(value: Any, kind: str) -> str:
     """A default as it would be written behind --set."""
     if isinstance(value, list):

@@ -4,7 +4,7 @@ import argparse
 import os
 from typing import Any
 
-from diffguide import __version__
+from diffguide import __version__, versions
 from diffguide.cli.terminal import print_json
 
 # what each extra of the package adds: module, and what does not work without it
@@ -17,16 +17,18 @@ EXTRAS = {
     "mcp": ("mcp", "the editor as a tool server"),
     "dev": ("pytest", "tests and lint"),
 }
-LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow", "pydantic", "tqdm")
+LIBRARIES = tuple(versions.NEEDED)
 
 
 def doctor(options: argparse.Namespace) -> int:
-    """Look at the machine; returns 1 if a library that nothing works without is missing."""
+    """Look at the machine; returns 1 if a library that nothing works without is missing or of a wrong version."""
     found = examine()
     if options.json:
         print_json(found)
     else:
         print("versions: " + ", ".join(f"{k} {v or 'MISSING'}" for k, v in found["versions"].items()))
+        for text in found["strange"]:
+            print(f"version: {text}")
         for device in found["devices"]:
             print(f"device {device['name']}: {device['about']}; dtypes {', '.join(device['dtypes'])}")
         print("attention: " + ", ".join(found["attention"]))
@@ -39,28 +41,24 @@ def doctor(options: argparse.Namespace) -> int:
             print(f"extra {extra['name']}: {state}")
         for model, folder in found["models"].items():
             print(f"model {model}: {folder or f'not trained: diffguide zoo train {model} --work FOLDER'}")
-    return int(any(v is None for v in found["versions"].values()))
+    return int(bool(found["strange"]) or any(v is None for v in found["versions"].values()))
 
 
 def examine() -> dict[str, Any]:
     """Versions, devices, attention backends, extras and embedded models, as plain JSON values."""
-    import importlib.metadata
     import importlib.util
     import platform
 
     from diffguide import zoo
 
-    versions: dict[str, str | None] = {"diffguide": __version__, "python": platform.python_version()}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = None
+    here: dict[str, str | None] = {"diffguide": __version__, "python": platform.python_version()}
+    here |= {name: versions.installed(name) for name in LIBRARIES}
     there = {name: importlib.util.find_spec(module) is not None for name, (module, _) in EXTRAS.items()}
     return {
-        "versions": versions,
-        "devices": _devices() if versions["torch"] else [],
-        "attention": _attention() if versions["torch"] else [],
+        "versions": here,
+        "strange": [text for name in LIBRARIES if (text := versions.strange(name))],
+        "devices": _devices() if here["torch"] else [],
+        "attention": _attention() if here["torch"] else [],
         "extras": [{"name": name, "there": there[name], "for": use} for name, (_, use) in EXTRAS.items()],
         "models": {name: str(zoo.path(name)) if name in zoo.names() else None for name in zoo.MODELS},
     }

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from diffguide.family import Arguments, Batch, Family, bare, blank, third, together
+from diffguide.family import LARGE, Arguments, Batch, Family, bare, blank, third, together
 from diffguide.site import Grid, Site
 
 
@@ -16,6 +16,7 @@ class CogVideoX(Family):
     latent = ("hidden_states", 0)
     channels_at = 2
     text_first = True
+    lacks = {"self maps": LARGE}
     shared = ("image_rotary_emb",)
 
     def sites(self, model: nn.Module) -> list[Site]:

@@ -98,6 +98,9 @@ class Flux2(Flux):
 
     models = ("Flux2Transformer2DModel",)
     shared = ()  # ids come for each row
+    lacks = {
+        "words": "FLUX.2 pads its chat template on a side that depends on its processor; words cannot be looked up yet"
+    }
     prompts = ("prompt",)
     tokenizer = "tokenizer"
 
@@ -110,9 +113,7 @@ class Flux2(Flux):
         return super().spans(site, grid, words, queries, keys)
 
     def template(self, pipe: Any) -> tokens.Template:
-        raise PromptError(
-            "FLUX.2 pads its chat template on a side that depends on its processor; words cannot be looked up yet"
-        )
+        raise PromptError(self.lacks["words"])
 
     def example(self, model: nn.Module, size: Grid) -> Arguments:
         config: Any = bare(model).config

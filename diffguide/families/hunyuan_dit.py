@@ -15,6 +15,7 @@ class HunyuanDiT(Family):
 
     models = ("HunyuanDiT2DModel",)
     latent = ("hidden_states", 0)
+    kinds = ("self", "cross")
     shared = ("image_rotary_emb",)
 
     def sites(self, model: nn.Module) -> list[Site]:

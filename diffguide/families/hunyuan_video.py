@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from diffguide import tokens
-from diffguide.family import Arguments, Batch, Family, bare, blank, in_turn, third
+from diffguide.family import LARGE, Arguments, Batch, Family, bare, blank, in_turn, third
 from diffguide.site import Grid, Site
 
 
@@ -16,6 +16,7 @@ class HunyuanVideo(Family):
 
     models = ("HunyuanVideoTransformer3DModel",)
     latent = ("hidden_states", 0)
+    lacks = {"self maps": LARGE}
 
     def sites(self, model: nn.Module) -> list[Site]:
         model = bare(model)

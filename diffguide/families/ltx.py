@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from diffguide.family import Arguments, Batch, Family, bare, blank, self_and_cross, together
+from diffguide.family import LARGE, Arguments, Batch, Family, bare, blank, self_and_cross, together
 from diffguide.site import Grid, Site
 
 
@@ -14,6 +14,8 @@ class LTX(Family):
     models = ("LTXVideoTransformer3DModel",)
     latent = ("hidden_states", 0)
     channels_at = 2
+    kinds = ("self", "cross")
+    lacks = {"self maps": LARGE}
 
     def sites(self, model: nn.Module) -> list[Site]:
         return self_and_cross(model, "transformer_blocks", level=0)

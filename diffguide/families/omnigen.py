@@ -17,6 +17,7 @@ class OmniGen(Family):
 
     models = ("OmniGenTransformer2DModel",)
     latent = ("hidden_states", 0)
+    lacks = {"words": "OmniGen pads its words to those of the whole batch; words cannot be looked up yet"}
 
     def sites(self, model: nn.Module) -> list[Site]:
         model = bare(model)
@@ -60,7 +61,7 @@ class OmniGen(Family):
         return args, cut
 
     def template(self, pipe: Any) -> tokens.Template:
-        raise PromptError("OmniGen pads its words to those of the whole batch; words cannot be looked up yet")
+        raise PromptError(self.lacks["words"])
 
     def example_size(self, model: nn.Module) -> Grid:
         return 128, 128

@@ -15,6 +15,7 @@ class PixArt(Family):
 
     models = ("PixArtTransformer2DModel",)
     latent = ("hidden_states", 0)
+    kinds = ("self", "cross")
 
     def sites(self, model: nn.Module) -> list[Site]:
         """`attn1` (self) and `attn2` (cross) of the transformer blocks."""

@@ -9,12 +9,16 @@ from diffguide import tokens
 from diffguide.family import Arguments, Batch, Family, bare, blank, third, together
 from diffguide.site import Grid, Site
 
+LINEAR = "its self-attention is linear, without a softmax to look at or to replace"
+
 
 class Sana(Family):
     """`SanaTransformer2DModel`: only `attn2` is steered; `attn1` is linear attention, without a softmax to look at."""
 
     models = ("SanaTransformer2DModel",)
     latent = ("hidden_states", 0)
+    kinds = ("cross",)
+    lacks = {"self maps": LINEAR, "weak pass": LINEAR}
 
     def sites(self, model: nn.Module) -> list[Site]:
         model = bare(model)

@@ -19,6 +19,7 @@ class SD3(Family):
 
     models = ("SD3Transformer2DModel",)
     latent = ("hidden_states", 0)
+    kinds = ("joint", "self")
 
     def sites(self, model: nn.Module) -> list[Site]:
         """`attn` (joint) and `attn2` (self) of the transformer blocks."""

@@ -13,6 +13,7 @@ class UNet(Family):
     """`UNet2DConditionModel`: attention at several levels, each with half the height and width of the one before."""
 
     models: ClassVar[tuple[str, ...]] = ("UNet2DConditionModel",)
+    kinds: ClassVar[tuple[str, ...]] = ("self", "cross")
 
     def sites(self, model: nn.Module) -> list[Site]:
         """`attn1` modules (self) and `attn2` modules (cross) of the transformer blocks."""
@@ -72,6 +73,7 @@ class AnimateDiff(UNet):
     """`UNetMotionModel`: latents [B, C, frames, h, w]; in attention every frame, or every place, is a row."""
 
     models = ("UNetMotionModel",)
+    kinds = ("self", "cross", "temporal")
 
     def sites(self, model: nn.Module) -> list[Site]:
         """Those of the U-Net, frames apart; modules between frames are `"temporal"`."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from diffguide.family import Arguments, Batch, Family, bare, blank, in_turn, self_and_cross
+from diffguide.family import LARGE, Arguments, Batch, Family, bare, blank, in_turn, self_and_cross
 from diffguide.site import Grid, Site
 
 
@@ -16,6 +16,8 @@ class Wan(Family):
 
     models = ("WanTransformer3DModel",)
     latent = ("hidden_states", 0)
+    kinds = ("self", "cross")
+    lacks = {"self maps": LARGE}
 
     def sites(self, model: nn.Module) -> list[Site]:
         """Image-to-video in 2.1 attends to the picture first, then to the words, in one processor."""

@@ -13,6 +13,7 @@ from PIL import Image
 
 from diffguide.describe import make_all
 from diffguide.errors import ModelError, ParamError
+from diffguide.family import sites_of
 from diffguide.guide import Guide
 from diffguide.method import Context
 from diffguide.pipelines.source import load, scheduler_class
@@ -129,6 +130,8 @@ def call_options(recipe: Recipe, pipe: Any) -> dict[str, Any]:
         for name, p in known.items()
         if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in options
     ]
+    if "num_frames" in known:
+        raise ModelError(f"{type(pipe).__name__} draws videos; a recipe draws pictures: use diffguide.Guide in Python")
     if strange or missing:
         told = f"takes no {strange[0]}" if strange else f"also needs {missing[0]}"
         raise ModelError(f"{type(pipe).__name__} {told}; a recipe draws with text-to-image pipelines")
@@ -147,7 +150,7 @@ def check_prompt(guide: Guide, recipe: Recipe) -> None:
     factor = getattr(guide.pipe, "vae_scale_factor", 8)
     high, wide = guide.family.example_size(guide.model)
     size = (recipe.height // factor if recipe.height else high, recipe.width // factor if recipe.width else wide)
-    sites = guide.family.sites(guide.model)
+    sites = sites_of(guide.family, guide.model)
     for method in active:
         method.prepare(
             Context(

@@ -27,19 +27,24 @@ class CaptureMaps(Method):
         context.memory["columns"] = {
             w: [_find(context, b, w, not self.words) for b in range(len(context.prompts))] for w in words
         }
+        found = context.memory["columns"].values()
+        context.memory["watched"] = tuple(sorted({c for rows in found for columns in rows for c in columns}))
         context.memory["count"] = 0
 
     def watch(self, context: Context) -> dict[str, Watch]:
-        return {"cross": Watch("cross", (self.side,))}
+        return {"cross": Watch("cross", (self.side,), context.memory.get("watched"))}
 
     def observe(self, maps: Maps, context: Context) -> None:
-        A, (h, w) = maps.mean("cross")  # [B, N, T]
+        A, (h, w) = maps.mean("cross")  # [B, N, K]
         memory = context.memory
+        place = {c: i for i, c in enumerate(memory["watched"])}
         old = memory.setdefault("maps", {})
         memory["count"] += 1
         for word, columns in memory["columns"].items():
             rows = enumerate(context.pictures)
-            now = np.stack([_mean(A[row].detach().cpu().numpy(), columns[b]).reshape(h, w) for row, b in rows])
+            now = np.stack(
+                [_mean(A[row].detach().cpu().numpy(), [place[c] for c in columns[b]]).reshape(h, w) for row, b in rows]
+            )
             before = old.get(word, np.zeros_like(now))
             old[word] = before + (now - before) / memory["count"]
 

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from diffguide import kernels
 from diffguide.errors import AttachError, SteeringError
-from diffguide.family import Family, bare, of_model
+from diffguide.family import Family, bare, of_model, sites_of
 from diffguide.method import Method
 from diffguide.site import Call, Grid, Site
 
@@ -167,7 +167,7 @@ def build(model: nn.Module, *methods: Method, size: Grid | None = None) -> dict[
             raise AttachError(f"{name} works on branches, losses or words; use Guide(pipe, {name}(...))")
     family = of_model(model)
     size = size or family.example_size(model)
-    sites = family.sites(model)
+    sites = sites_of(family, model)
     known: Any = bare(model).attn_processors
     processors: dict[str, Any] = dict(known)
     for site in sites:
