@@ -160,8 +160,8 @@ def qwen_image() -> Any:
     )
 
 
-def wan_of(**options: Any) -> Any:
-    return diffusers.WanTransformer3DModel(
+def wan_of(cls: Any = diffusers.WanTransformer3DModel, **options: Any) -> Any:
+    return cls(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
@@ -178,6 +178,11 @@ def wan_of(**options: Any) -> Any:
 @model
 def wan() -> Any:
     return wan_of(in_channels=4)
+
+
+@model
+def skyreels() -> Any:
+    return wan_of(diffusers.SkyReelsV2Transformer3DModel, in_channels=4)
 
 
 @model
@@ -237,8 +242,7 @@ def cogvideox() -> Any:
     )
 
 
-@model
-def flux2() -> Any:
+def flux2_of(**options: Any) -> Any:
     return diffusers.Flux2Transformer2DModel(
         patch_size=1,
         in_channels=4,
@@ -249,7 +253,18 @@ def flux2() -> Any:
         joint_attention_dim=32,
         timestep_guidance_channels=16,
         axes_dims_rope=(4, 4, 4, 4),
+        **options,
     )
+
+
+@model
+def flux2() -> Any:
+    return flux2_of()
+
+
+@model
+def flux2_klein() -> Any:
+    return flux2_of(guidance_embeds=False)
 
 
 @model
