@@ -113,14 +113,15 @@ def test_a_move_in_the_first_step_is_a_run_from_other_latents(case: Any) -> None
         family = guide.family
         hooks = [
             model.register_forward_pre_hook(
-                lambda m, args, kwargs: inputs.append(family.latents(m, args, kwargs).detach()), with_kwargs=True
+                lambda m, args, kwargs: inputs.append(family.latents(m, args, kwargs) / guide._run.scale),
+                with_kwargs=True,
             )
             for model in models
         ]
         moved = call(pipe, given)
     for hook in hooks:
         hook.remove()
-    start = inputs[0][:1].clone()
+    start = inputs[0][:1] / pipe.scheduler.init_noise_sigma
     if "Flux2" in type(pipe).__name__:  # it packs latents that it is given
         start = start.unflatten(1, (given["height"] // pipe.vae_scale_factor // 2, -1)).movedim(3, 1)
     assert torch.allclose(call(pipe, given, latents=start), moved, atol=1e-4)
@@ -161,6 +162,22 @@ def test_doing_nothing_gives_the_same_bits(case: Any) -> None:
     for methods in ((), (Still(),)):
         with Guide(pipe, *methods):
             assert torch.equal(call(pipe, given), plain)
+
+
+def test_sizes_and_pooled_words_of_xl_are_those_of_the_prompt_in_every_pass() -> None:
+    pipe, given = PIPES["sdxl"]()
+    pipe.set_progress_bar_config(disable=True)
+    plain, guided = [], []
+    for met, methods in ((plain, ()), (guided, (Pull(window=(0.0, 0.2)), PAG(layers="all")))):
+        hook = pipe.unet.add_embedding.register_forward_pre_hook(lambda _, args, met=met: met.append(args[0]))
+        with Guide(pipe, *methods):
+            call(pipe, given)
+        hook.remove()
+    uncond, cond = plain[0]
+    assert not torch.equal(uncond, cond)
+    assert [len(rows) for rows in guided] == [1, 1] + [2, 1] * STEPS or [len(r) for r in guided] == [1] + [2, 1] * STEPS
+    for rows in guided:
+        assert torch.equal(rows, plain[0] if len(rows) == 2 else cond[None])
 
 
 def test_nothing_is_left_behind(case: Any) -> None:

@@ -15,6 +15,7 @@ from diffusers import (
     CogVideoXDDIMScheduler,
     CogVideoXPipeline,
     DDIMScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Pipeline,
@@ -30,6 +31,7 @@ from diffusers import (
     SkyReelsV2Pipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UniPCMultistepScheduler,
     WanPipeline,
     ZImagePipeline,
@@ -70,18 +72,41 @@ def texts(width: int, length: int = 6) -> dict[str, torch.Tensor]:
     return {"prompt_embeds": noise(1, length, width), "negative_prompt_embeds": noise(1, length, width, seed=2)}
 
 
-@pipe
-def sd15() -> tuple[Any, dict[str, Any]]:
+def sd_of(name: str, **schedule: Any) -> tuple[Any, dict[str, Any]]:
     return (
         StableDiffusionPipeline(
             vae=vae(),
-            unet=MODELS["sd15"](),
-            scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False),
+            unet=MODELS[name](),
+            scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, **schedule),
             requires_safety_checker=False,
             **encoders("text_encoder", "tokenizer", "safety_checker", "feature_extractor"),
         ),
         {**texts(8), "guidance_scale": 5.0, "height": 16, "width": 24},
     )
+
+
+@pipe
+def sd15() -> tuple[Any, dict[str, Any]]:
+    return sd_of("sd15")
+
+
+@pipe
+def sd2() -> tuple[Any, dict[str, Any]]:
+    return sd_of("sd2", prediction_type="v_prediction")
+
+
+@pipe
+def sdxl() -> tuple[Any, dict[str, Any]]:
+    built = StableDiffusionXLPipeline(
+        vae=vae(),
+        unet=MODELS["sdxl"](),
+        scheduler=EulerDiscreteScheduler(**NOISE),
+        add_watermarker=False,
+        **encoders("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    )
+    pooled = {"pooled_prompt_embeds": noise(1, 32), "negative_pooled_prompt_embeds": noise(1, 32, seed=2)}
+    sizes = {"original_size": (32, 48), "crops_coords_top_left": (3, 5), "negative_original_size": (8, 8)}
+    return built, {**texts(8), **pooled, **sizes, "guidance_scale": 5.0, "height": 16, "width": 24}
 
 
 def sd3_of(**more: Any) -> tuple[Any, dict[str, Any]]:

@@ -48,6 +48,7 @@ class OmniGen(Family):
 
     models = ("OmniGenTransformer2DModel",)
     latent = ("hidden_states", 0)
+    encoder = "check_inputs"  # its prompts go straight to the denoiser
 
     def sites(self, model: nn.Module) -> list[Site]:
         model = bare(model)
