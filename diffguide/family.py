@@ -8,7 +8,7 @@ import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +45,22 @@ class Batch:
     kwargs: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Encoding:
+    """What a run tells of how its prompt was encoded; nothing before a run.
+
+    Attributes:
+        states: how many text states the denoiser is given for each picture, 0 if unknown.
+        given: arguments of the function that encodes the prompt, by name.
+    """
+
+    states: int = 0
+    given: dict[str, Any] = field(default_factory=dict)
+
+
+UNKNOWN = Encoding()
+
+
 class Family(ABC):
     """Base of the families. Defaults fit denoisers that take [B, C, h, w] latents first, text states by keyword."""
 
@@ -54,7 +70,9 @@ class Family(ABC):
     text_first: ClassVar[bool] = False  # the order of joint sequences
     shared: ClassVar[tuple[str, ...]] = ()  # arguments that all rows share, whatever their shape
     tokenizer: ClassVar[str] = "tokenizer"  # attribute of the pipeline
-    prompts: ClassVar[tuple[str, ...]] = ("prompt",)  # arguments of `encode_prompt` with the words, the first one given
+    encoder: ClassVar[str] = "encode_prompt"  # function of the pipeline that is given the words
+    prompts: ClassVar[tuple[str, ...]] = ("prompt",)  # its arguments with the words, the first one given
+    alike: ClassVar[tuple[str, ...]] = ()  # its arguments whose words share columns with those of the prompt
     kinds: ClassVar[tuple[str, ...]] = ("joint",)  # of attention among its sites
     lacks: ClassVar[dict[str, str]] = {}  # what cannot be done with it (see `ABILITIES`), each with the reason
 
@@ -174,35 +192,70 @@ class Family(ABC):
 
     # Words.
 
-    def columns(self, pipe: Any, prompt: str | None, phrase: str, occurrence: int | None) -> list[int]:
+    def columns(
+        self, pipe: Any, prompt: str | None, phrase: str, occurrence: int | None, encoding: Encoding = UNKNOWN
+    ) -> list[int]:
         """Columns of a phrase in the text states; raises PromptError when they cannot be found."""
-        tokenizer = self._tokenizer(pipe, prompt, phrase)
-        return tokens.find(tokenizer, _encoded(pipe, prompt), phrase, occurrence, self.template(pipe))
+        return self._of_each(pipe, prompt, phrase, encoding, lambda text: text.find(phrase, occurrence))
 
-    def content(self, pipe: Any, prompt: str | None) -> list[int]:
+    def content(self, pipe: Any, prompt: str | None, encoding: Encoding = UNKNOWN) -> list[int]:
         """Columns of all words of the prompt: without start, end and padding."""
-        return tokens.columns(self._tokenizer(pipe, prompt, "every word"), _encoded(pipe, prompt), self.template(pipe))
+        return self._of_each(pipe, prompt, "every word", encoding, lambda text: text.columns())
 
-    def template(self, pipe: Any) -> tokens.Template:
+    def texts(self, pipe: Any, prompt: str, encoding: Encoding) -> list[tokens.Text]:
+        """The prompt as each encoder is given it, for those whose states have columns of their own."""
+        return [self._text(pipe, prompt, encoding)]
+
+    def template(self, pipe: Any, encoding: Encoding) -> tokens.Template:
         """What the pipeline writes around the prompt; raises PromptError where that cannot be told."""
         return tokens.PLAIN
 
-    def _tokenizer(self, pipe: Any, prompt: str | None, phrase: str) -> Any:
+    def written(self, pipe: Any, prompt: str, encoding: Encoding) -> str:
+        """The prompt as the pipeline rewrites it.
+
+        Some clean it or take its capitals away; textual inversion writes out tokens of several vectors.
+        """
+        clean = getattr(pipe, "_text_preprocessing", None)
+        if clean is not None:
+            (prompt,) = clean([prompt], clean_caption=encoding.given.get("clean_caption", False))
+        convert: Any = getattr(pipe, "maybe_convert_prompt", None)
+        return convert(prompt, getattr(pipe, self.tokenizer)) if convert is not None else prompt
+
+    def _text(self, pipe: Any, prompt: str, encoding: Encoding) -> tokens.Text:
+        words, around = self.written(pipe, prompt, encoding), self.template(pipe, encoding)
+        return tokens.Text(getattr(pipe, self.tokenizer), words, around, encoding.states)
+
+    def _of_each(
+        self,
+        pipe: Any,
+        prompt: str | None,
+        phrase: str,
+        encoding: Encoding,
+        of: Callable[[tokens.Text], list[int]],
+    ) -> list[int]:
+        """Columns in the part of every encoder, or in those that hold the phrase: one may hold more than another."""
         if prompt is None:
             raise PromptError(
                 f"{phrase!r} cannot be looked up: the pipeline was given embeddings; tell the prompt they came from by "
                 "Guide(..., prompt=...)"
             )
-        tokenizer = getattr(pipe, self.tokenizer, None)
-        if tokenizer is None:
+        if getattr(pipe, self.tokenizer, None) is None:
             raise PromptError(f"{phrase!r} cannot be looked up: the pipeline has no tokenizer")
-        return tokenizer
-
-
-def _encoded(pipe: Any, prompt: Any) -> str:
-    """The text that the tokenizer is given: textual inversion writes out tokens of several vectors."""
-    convert = getattr(pipe, "maybe_convert_prompt", None)
-    return convert(prompt, pipe.tokenizer) if convert is not None else prompt
+        for name in self.alike:
+            if encoding.given.get(name) not in (None, prompt, encoding.given.get("prompt")):
+                raise PromptError(
+                    f"{phrase!r} cannot be looked up: {name} puts other words into the same columns; give one prompt"
+                )
+        found: list[int] = []
+        fault = None
+        for text in self.texts(pipe, prompt, encoding):
+            try:
+                found += of(text)
+            except PromptError as error:
+                fault = fault or error
+        if fault is not None and not found:
+            raise fault
+        return found
 
 
 def _take(value: Any, index: Tensor, rows: int) -> Any:

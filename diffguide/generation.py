@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffguide import stepping
 from diffguide.errors import AttachError, PromptError
-from diffguide.family import LARGE, Arguments, Batch, Family, sites_of
+from diffguide.family import LARGE, Arguments, Batch, Encoding, Family, sites_of
 from diffguide.maps import Maps
 from diffguide.method import Context, Method
 from diffguide.passes import Wishes
@@ -26,7 +26,7 @@ class Generation:
         model: the denoiser as the pipeline holds it.
         methods: how many methods will keep a memory.
         given: the prompts, if they are known.
-        encoded: arguments of the pipeline's `encode_prompt`.
+        encoded: arguments of the pipeline's function that encodes the prompt.
         call: the arguments of the first denoiser call.
 
     Raises:
@@ -101,7 +101,7 @@ class Generation:
         return Context(
             prompts=self.prompts,
             find=self.find,
-            content=lambda b: family.content(pipe, self.prompts[b]),
+            content=lambda b: family.content(pipe, self.prompts[b], self.encoding),
             step=self.step,
             steps=self.steps,
             sigma=self.sigma,
@@ -112,16 +112,19 @@ class Generation:
             memory=self.memories[number],
         )
 
+    @property
+    def encoding(self) -> Encoding:
+        return Encoding(self.words, self.encoded)
+
     def find(self, b: int, phrase: str, occurrence: int | None = None) -> list[int]:
-        """Columns of a phrase in picture `b`, those that the denoiser is given."""
-        columns = self.family.columns(self.pipe, self.prompts[b], phrase, occurrence)
-        seen = [c for c in columns if c < self.words]
-        if not seen:
+        """Columns of a phrase in picture `b`, all among those that the denoiser is given."""
+        columns = self.family.columns(self.pipe, self.prompts[b], phrase, occurrence, self.encoding)
+        if max(columns) >= self.words:
             raise PromptError(
-                f"phrase {phrase!r:.60} lies at token {columns[0]}, but the denoiser is given {self.words} text "
+                f"phrase {phrase!r:.60} lies at token {max(columns)}, but the denoiser is given {self.words} text "
                 "states; shorten the prompt or raise max_sequence_length"
             )
-        return seen
+        return columns
 
     def wishes(self, methods: dict[int, Method]) -> Wishes:
         """What the methods want to see, and at which sites; a wish that no site can grant is an error."""

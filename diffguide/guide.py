@@ -121,8 +121,8 @@ class Guide:
                 after = model.register_forward_hook(disabled(self._after), with_kwargs=True, always_call=True)
                 self._undo.callback(before.remove)
                 self._undo.callback(after.remove)
-        self._listen("check_inputs", self._forget)
-        self._listen("encode_prompt", self._hear)
+        self._listen(self.family.encoder, self._hear)
+        self._listen("check_inputs", self._forget)  # last, so that it comes first
         self._wrap_scheduler()
 
     def _listen(self, name: str, hear: Callable[[dict[str, Any]], None]) -> None:
@@ -145,9 +145,12 @@ class Guide:
         self._encoded = None
 
     def _hear(self, encoded: dict[str, Any]) -> None:
-        """The first text that a call encodes is the prompt; a second one is what to avoid."""
+        """The first text that a call encodes is the prompt; a second one is what to avoid.
+
+        Lists are copied: a pipeline may write its template into the one it was given.
+        """
         if self._encoded is None:
-            self._encoded = encoded
+            self._encoded = {name: list(v) if isinstance(v, list) else v for name, v in encoded.items()}
 
     @property
     def _heard(self) -> list[str] | None:

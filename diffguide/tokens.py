@@ -23,14 +23,48 @@ class Template:
         before: the text in front of the prompt.
         after: the text behind it.
         dropped: how many text states are cut off at the front.
+        left: whether what fills a row up (padding, pictures) stands in front of all this.
+        special: whether the tokenizer adds its own start and end tokens.
     """
 
     before: str = ""
     after: str = ""
     dropped: int = 0
+    left: bool = False
+    special: bool = True
 
 
 PLAIN = Template()
+
+
+@dataclass(frozen=True)
+class Text:
+    """A prompt as one tokenizer is given it.
+
+    Attributes:
+        tokenizer: the tokenizer.
+        prompt: the prompt, as the pipeline has rewritten it.
+        template: what is written around it.
+        states: how many text states come of it at most, padding included; 0 if that is not known.
+        first: the column of the first of them.
+    """
+
+    tokenizer: "Tokenizer"
+    prompt: str
+    template: Template = PLAIN
+    states: int = 0
+    first: int = 0
+
+    def find(self, phrase: str, occurrence: int | None = None) -> list[int]:
+        """The columns of a phrase; see the function of this name."""
+        found = find(self.tokenizer, self.prompt, phrase, occurrence, self.template, self.states)
+        return [self.first + column for column in found]
+
+    def columns(self) -> list[int]:
+        """The columns of all words of the prompt."""
+        found = columns(self.tokenizer, self.prompt, self.template, self.states)
+        return [self.first + column for column in found]
+
 
 _WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {"a": 1, "an": 1} | {word: number for number, word in enumerate(_WORDS, 1)}
@@ -64,12 +98,18 @@ class Tokenizer(Protocol):
 
 
 def find(
-    tokenizer: Tokenizer, prompt: str, phrase: str, occurrence: int | None = None, template: Template = PLAIN
+    tokenizer: Tokenizer,
+    prompt: str,
+    phrase: str,
+    occurrence: int | None = None,
+    template: Template = PLAIN,
+    states: int = 0,
 ) -> list[int]:
     """The columns of a phrase, all occurrences of it together or the one asked for, counted from 0; never empty.
 
     Case and amount of white space do not matter; words match whole, so "ring" is not in "string" nor "cat" in "cats".
-    Raises PromptError where the phrase is absent, has no such occurrence, or is cut off by the tokenizer's length.
+    `states` says how many text states there are, where the pipeline has fewer than the tokenizer's length.
+    Raises PromptError where the phrase is absent, has no such occurrence, or is cut off by either length.
     """
     spans = occurrences(prompt, phrase)
     if not spans:
@@ -79,7 +119,7 @@ def find(
             last = f"the last is occurrence {len(spans) - 1}"
             raise PromptError(f"phrase {phrase!r:.60} has no occurrence {occurrence} in {_quote(prompt)}; {last}")
         spans = spans[occurrence : occurrence + 1]
-    offsets, room = _encode(tokenizer, prompt, template)
+    offsets, room = _encode(tokenizer, prompt, template, states)
     found = sorted({c for a, b in spans for c, (start, stop) in offsets.items() if start < b and a < stop})
     if not found:
         raise PromptError(f"phrase {phrase!r:.60} gives no token; name a word")
@@ -88,8 +128,8 @@ def find(
         whole = sum(_last(offsets, span) <= room for span in spans)
         fits = f" (occurrences below {whole} fit: name one)" if whole else ""
         raise PromptError(
-            f"phrase {phrase!r:.60} lies at {lies}, but only the first {room} of {len(offsets)} fit{fits};"
-            " shorten the prompt or bring the phrase forward"
+            f"phrase {phrase!r:.60} lies at {lies}, but only the first {sum(c <= room for c in offsets)} of "
+            f"{len(offsets)} fit{fits}; shorten the prompt, bring the phrase forward, or raise max_sequence_length"
         )
     return found
 
@@ -121,9 +161,9 @@ def pieces(tokenizer: Tokenizer, prompt: str) -> list[str]:
     return ["[start]", *shown, "[end]", *["[pad]"] * padding]
 
 
-def columns(tokenizer: Tokenizer, prompt: str, template: Template = PLAIN) -> list[int]:
+def columns(tokenizer: Tokenizer, prompt: str, template: Template = PLAIN, states: int = 0) -> list[int]:
     """The columns that hold the prompt's own tokens: no start, end or padding, nothing that was cut off."""
-    offsets, room = _encode(tokenizer, prompt, template)
+    offsets, room = _encode(tokenizer, prompt, template, states)
     return [c for c in offsets if c <= room]
 
 
@@ -132,26 +172,45 @@ def eot(tokenizer: Tokenizer, prompt: str) -> int:
     return len(columns(tokenizer, prompt)) + 1
 
 
-def _encode(tokenizer: Tokenizer, prompt: str, template: Template = PLAIN) -> tuple[dict[int, Span], int]:
+def _encode(
+    tokenizer: Tokenizer, prompt: str, template: Template = PLAIN, states: int = 0
+) -> tuple[dict[int, Span], int]:
     """Characters of each content column as if nothing were cut, and the last content column that fits."""
     text = template.before + prompt + template.after
+    options = {"return_offsets_mapping": True, "return_special_tokens_mask": True, "verbose": False}
     try:
-        coded = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False)
+        coded = tokenizer(text, add_special_tokens=template.special, **options)
     except NotImplementedError:
         raise PromptError("this tokenizer gives no offsets; load the fast one (use_fast=True)") from None
     special: Sequence[int] = coded["special_tokens_mask"]
     offsets = {c: tuple(span) for c, span in enumerate(coded["offset_mapping"]) if not special[c]}
-    if template is not PLAIN:
-        first, last = len(template.before), len(template.before) + len(prompt)
-        inside = {c: (a - first, b - first) for c, (a, b) in offsets.items() if a < last and first < b}
-        return {c - template.dropped: span for c, span in inside.items()}, ENDLESS
     if not offsets:
         return {}, len(special)
     first, last = min(offsets), max(offsets)
     if len(offsets) != last - first + 1:
         raise PromptError(f"expected the prompt in one piece between special tokens, got the mask {special!r:.80}")
     behind = len(special) - 1 - last  # end tokens, which stay when the prompt is cut
-    return offsets, min(last, tokenizer.model_max_length - behind - 1)
+    if template.left and states:
+        shift = states - len(special)
+        if shift < -template.dropped:
+            raise PromptError(
+                f"the prompt makes {len(special) - template.dropped} text states, but the denoiser is given {states}; "
+                "its words cannot be told among them"
+            )
+        room = last
+    else:
+        shift = -template.dropped
+        limits = [n for n in (states and states + template.dropped, _limit(tokenizer, template)) if n]
+        room = min(last, *(n - behind - 1 for n in limits)) if limits else last
+    if template.before or template.after:
+        start, stop = len(template.before), len(template.before) + len(prompt)
+        offsets = {c: (a - start, b - start) for c, (a, b) in offsets.items() if a < stop and start < b}
+    return {c + shift: span for c, span in offsets.items()}, room + shift
+
+
+def _limit(tokenizer: Tokenizer, template: Template) -> int:
+    """A pipeline that writes a template says itself where to cut."""
+    return tokenizer.model_max_length if template == PLAIN else 0
 
 
 def _quote(prompt: str) -> str:

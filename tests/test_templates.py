@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from diffguide import tokens
 from diffguide.errors import PromptError
-from diffguide.families.flux import Flux2
 from diffguide.families.hunyuan_video import HunyuanVideo
+from diffguide.families.lumina2 import Lumina2
 from diffguide.families.qwen_image import QwenImage
 from diffguide.families.sana import Sana
 from diffguide.families.z_image import ZImage
+from diffguide.family import Encoding
 from diffguide.zoo.tokenizer import build_tokenizer
 
 TOKENIZER = build_tokenizer()
@@ -87,11 +88,24 @@ def test_a_family_knows_its_template(family: Any, pipe: Any, text: str, dropped:
     assert said(family.content(pipe, PROMPT), text, dropped) == PROMPT
 
 
-def test_what_cannot_be_told_is_an_error() -> None:
-    class QwenImageEditPipeline:
-        tokenizer = TOKENIZER
-
-    with pytest.raises(PromptError, match="pictures to edit stand among the words"):
-        QwenImage().columns(QwenImageEditPipeline(), PROMPT, "red", None)
-    with pytest.raises(PromptError, match="cannot be looked up yet"):
-        Flux2().columns(SimpleNamespace(tokenizer=TOKENIZER), PROMPT, "red", None)
+def test_a_template_of_the_call_goes_before_the_default() -> None:
+    """What a run was told of its encoding counts: a system prompt, an instruction, a template of one's own."""
+    own = {"template": "two circles: {}", "crop_start": 2}
+    cases = [
+        (HunyuanVideo(), HunyuanVideoPipeline(), {"prompt_template": own}, f"two circles: {PROMPT}", 2),
+        (Sana(), SanaPipeline(), {"complex_human_instruction": None}, PROMPT, 0),
+        (Lumina2(), SimpleNamespace(tokenizer=TOKENIZER, system_prompt="x"), {}, f"x <Prompt Start> {PROMPT}", 0),
+        (
+            Lumina2(),
+            SimpleNamespace(tokenizer=TOKENIZER, system_prompt="x"),
+            {"system_prompt": "a red star"},
+            f"a red star <Prompt Start> {PROMPT}",
+            0,
+        ),
+    ]
+    for family, pipe, told, text, dropped in cases:
+        columns = family.columns(pipe, PROMPT, "purple triangle", None, Encoding(given=told))
+        assert said(columns, text, dropped) == "purple triangle"
+    told = Encoding(given={"prompt_template": {"template": "{}"}})
+    with pytest.raises(PromptError, match="does not say its crop_start"):
+        HunyuanVideo().columns(HunyuanVideoPipeline(), PROMPT, "red", None, told)

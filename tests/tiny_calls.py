@@ -1,5 +1,6 @@
 """One call of every small denoiser, and the shortest pipeline around it: a loop, a scheduler and a tokenizer."""
 
+import types
 from typing import Any
 
 import torch
@@ -88,6 +89,8 @@ class Loop:
     guidance_scale = 1.0
     prompt_template_encode, prompt_template_encode_start_idx = "a photo of {} at night", 4
     tokenizer_max_length = 77
+    system_prompt = "two circles:"
+    multimodal_processor = types.SimpleNamespace(add_prefix_instruction="a photo of {} at night".format)
 
     def __init__(self, name: str, size: tuple[int, ...] | None = None) -> None:
         model, self.family, args, kwargs = built(name, size)

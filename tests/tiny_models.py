@@ -35,7 +35,23 @@ def sd15() -> Any:
 
 
 @model
-def sdxl() -> Any:
+def sd2() -> Any:
+    """Heads of one width, so more of them deeper; linear projections; attention in float32."""
+    return diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=16,
+        norm_num_groups=4,
+        cross_attention_dim=8,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        upcast_attention=True,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
+
+
+def xl_of(**options: Any) -> Any:
     return diffusers.UNet2DConditionModel(
         block_out_channels=(8, 16),
         layers_per_block=1,
@@ -50,7 +66,19 @@ def sdxl() -> Any:
         transformer_layers_per_block=(1, 2),
         projection_class_embeddings_input_dim=80,
         cross_attention_dim=8,
+        **options,
     )
+
+
+@model
+def sdxl() -> Any:
+    return xl_of()
+
+
+@model
+def kolors() -> Any:
+    """Its words are wider than what cross-attention reads."""
+    return xl_of(encoder_hid_dim=12, encoder_hid_dim_type="text_proj")
 
 
 def mmdit(**options: Any) -> Any:
@@ -160,8 +188,8 @@ def qwen_image() -> Any:
     )
 
 
-def wan_of(**options: Any) -> Any:
-    return diffusers.WanTransformer3DModel(
+def wan_of(cls: Any = diffusers.WanTransformer3DModel, **options: Any) -> Any:
+    return cls(
         patch_size=(1, 2, 2),
         num_attention_heads=2,
         attention_head_dim=12,
@@ -178,6 +206,11 @@ def wan_of(**options: Any) -> Any:
 @model
 def wan() -> Any:
     return wan_of(in_channels=4)
+
+
+@model
+def skyreels() -> Any:
+    return wan_of(diffusers.SkyReelsV2Transformer3DModel, in_channels=4)
 
 
 @model
@@ -237,19 +270,29 @@ def cogvideox() -> Any:
     )
 
 
+def flux2_of(**options: Any) -> Any:
+    settings: dict[str, Any] = {
+        "patch_size": 1,
+        "in_channels": 4,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "timestep_guidance_channels": 16,
+        "axes_dims_rope": (4, 4, 4, 4),
+    }
+    return diffusers.Flux2Transformer2DModel(**(settings | options))
+
+
 @model
 def flux2() -> Any:
-    return diffusers.Flux2Transformer2DModel(
-        patch_size=1,
-        in_channels=4,
-        num_layers=1,
-        num_single_layers=2,
-        attention_head_dim=16,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        timestep_guidance_channels=16,
-        axes_dims_rope=(4, 4, 4, 4),
-    )
+    return flux2_of()
+
+
+@model
+def flux2_klein() -> Any:
+    return flux2_of(guidance_embeds=False)
 
 
 @model

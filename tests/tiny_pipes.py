@@ -1,24 +1,42 @@
 """Pipelines around the small denoisers, given text states in place of prompts: no text encoder, no weights."""
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from diffusers import (
     AnimateDiffPipeline,
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
+    ChromaPipeline,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
     DDIMScheduler,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
     FluxPipeline,
+    HunyuanDiTPipeline,
+    HunyuanVideoPipeline,
+    LTXPipeline,
+    Lumina2Pipeline,
+    OmniGenPipeline,
     PixArtAlphaPipeline,
     QwenImagePipeline,
+    SanaPipeline,
+    SkyReelsV2Pipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UniPCMultistepScheduler,
     WanPipeline,
+    ZImagePipeline,
 )
+from diffusers.pipelines.omnigen import pipeline_omnigen, processor_omnigen
 from tiny_models import MODELS
 
 PIPES: dict[str, Callable[[], tuple[Any, dict[str, Any]]]] = {}
@@ -35,12 +53,12 @@ def noise(*shape: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def vae(channels: int = 4) -> AutoencoderKL:
+def vae(channels: int = 4, widths: tuple[int, ...] = (4, 8)) -> AutoencoderKL:
     torch.manual_seed(0)
     return AutoencoderKL(
-        block_out_channels=(4, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=widths,
+        down_block_types=("DownEncoderBlock2D",) * len(widths),
+        up_block_types=("UpDecoderBlock2D",) * len(widths),
         norm_num_groups=2,
         latent_channels=channels,
     ).eval()
@@ -54,18 +72,41 @@ def texts(width: int, length: int = 6) -> dict[str, torch.Tensor]:
     return {"prompt_embeds": noise(1, length, width), "negative_prompt_embeds": noise(1, length, width, seed=2)}
 
 
-@pipe
-def sd15() -> tuple[Any, dict[str, Any]]:
+def sd_of(name: str, **schedule: Any) -> tuple[Any, dict[str, Any]]:
     return (
         StableDiffusionPipeline(
             vae=vae(),
-            unet=MODELS["sd15"](),
-            scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False),
+            unet=MODELS[name](),
+            scheduler=DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False, **schedule),
             requires_safety_checker=False,
             **encoders("text_encoder", "tokenizer", "safety_checker", "feature_extractor"),
         ),
         {**texts(8), "guidance_scale": 5.0, "height": 16, "width": 24},
     )
+
+
+@pipe
+def sd15() -> tuple[Any, dict[str, Any]]:
+    return sd_of("sd15")
+
+
+@pipe
+def sd2() -> tuple[Any, dict[str, Any]]:
+    return sd_of("sd2", prediction_type="v_prediction")
+
+
+@pipe
+def sdxl() -> tuple[Any, dict[str, Any]]:
+    built = StableDiffusionXLPipeline(
+        vae=vae(),
+        unet=MODELS["sdxl"](),
+        scheduler=EulerDiscreteScheduler(**NOISE),
+        add_watermarker=False,
+        **encoders("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"),
+    )
+    pooled = {"pooled_prompt_embeds": noise(1, 32), "negative_pooled_prompt_embeds": noise(1, 32, seed=2)}
+    sizes = {"original_size": (32, 48), "crops_coords_top_left": (3, 5), "negative_original_size": (8, 8)}
+    return built, {**texts(8), **pooled, **sizes, "guidance_scale": 5.0, "height": 16, "width": 24}
 
 
 def sd3_of(**more: Any) -> tuple[Any, dict[str, Any]]:
@@ -180,3 +221,155 @@ def animatediff() -> tuple[Any, dict[str, Any]]:
         **encoders("text_encoder", "tokenizer"),
     )
     return built, {**texts(8), "guidance_scale": 5.0, "height": 16, "width": 24, "num_frames": 3}
+
+
+def assembled(cls: Any, name: str, scheduler: Any = None, **parts: Any) -> Any:
+    """A pipeline of a class around a small denoiser, without text encoders, and mostly without autoencoder."""
+    return cls(
+        transformer=MODELS[name](),
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(),
+        **{"vae": None, **encoders("text_encoder", "tokenizer"), **parts},
+    )
+
+
+def masks(**lengths: int) -> dict[str, torch.Tensor]:
+    """Masks of six words of which so many are not padding."""
+    return {name: (torch.arange(6) < length).long()[None] for name, length in lengths.items()}
+
+
+SMALL = {"height": 64, "width": 96}
+
+
+@pipe
+def flux2() -> tuple[Any, dict[str, Any]]:
+    return assembled(Flux2Pipeline, "flux2"), {"prompt_embeds": noise(1, 6, 32), **SMALL}
+
+
+@pipe
+def flux2_klein() -> tuple[Any, dict[str, Any]]:
+    torch.manual_seed(0)
+    coder = AutoencoderKLFlux2(  # whose statistics scale the latents in the end
+        block_out_channels=(4, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=2,
+        latent_channels=1,
+    )
+    built = assembled(Flux2KleinPipeline, "flux2_klein", vae=coder.eval())
+    return built, {**texts(32), "guidance_scale": 4.0, "height": 16, "width": 24}
+
+
+@pipe
+def chroma() -> tuple[Any, dict[str, Any]]:
+    given = {k: v.float() for k, v in masks(prompt_attention_mask=5, negative_prompt_attention_mask=3).items()}
+    return assembled(ChromaPipeline, "chroma"), {**texts(32), **given, "guidance_scale": 4.0, **SMALL}
+
+
+def z_image_of(**more: Any) -> tuple[Any, dict[str, Any]]:
+    words = {name: [states[0]] for name, states in texts(16).items()}
+    return assembled(ZImagePipeline, "z_image"), {**words, "guidance_scale": 3.0, **SMALL, **more}
+
+
+@pipe
+def z_image() -> tuple[Any, dict[str, Any]]:
+    return z_image_of()
+
+
+@pipe
+def z_image_normalised() -> tuple[Any, dict[str, Any]]:
+    return z_image_of(cfg_normalization=True)
+
+
+@pipe
+def lumina2() -> tuple[Any, dict[str, Any]]:
+    given = masks(prompt_attention_mask=5, negative_prompt_attention_mask=3)
+    return assembled(Lumina2Pipeline, "lumina2"), {**texts(32), **given, "guidance_scale": 4.0, **SMALL}
+
+
+class Picture:
+    """In place of torchvision's transforms, which OmniGen's processor needs and which may not be installed."""
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __call__(self, picture: Any) -> torch.Tensor:
+        return torch.zeros(3, picture.height, picture.width)
+
+
+class Ids:
+    """A tokenizer that gives every word its length."""
+
+    model_max_length = 10**6
+
+    def __call__(self, text: str, **_: Any) -> Any:
+        return SimpleNamespace(input_ids=[1, *map(len, text.split())])
+
+
+def omnigen_of(tokenizer: Any) -> Any:
+    names = ("Compose", "Lambda", "ToTensor", "Normalize")
+    processor_omnigen.transforms = SimpleNamespace(**dict.fromkeys(names, Picture))  # type: ignore[attr-defined]
+    pipeline_omnigen.OmniGenMultiModalProcessor = processor_omnigen.OmniGenMultiModalProcessor
+    return OmniGenPipeline(
+        transformer=MODELS["omnigen"](),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=vae(widths=(4, 4, 4, 8)),
+        tokenizer=tokenizer,
+    )
+
+
+@pipe
+def omnigen() -> tuple[Any, dict[str, Any]]:
+    longer = "ab " * 60  # than what it avoids by default: what is shorter is padded in front
+    return omnigen_of(Ids()), {"prompt": longer, "guidance_scale": 2.0, **SMALL}
+
+
+@pipe
+def hunyuan_dit() -> tuple[Any, dict[str, Any]]:
+    built = assembled(
+        HunyuanDiTPipeline,
+        "hunyuan_dit",
+        DDIMScheduler(**NOISE, clip_sample=False, set_alpha_to_one=False),
+        requires_safety_checker=False,
+        **encoders("safety_checker", "feature_extractor"),
+    )
+    more = {f"{name}_2": noise(1, 256, 32, seed=seed) for seed, name in enumerate(texts(32), 3)}
+    ones = {f"{which}prompt_attention_mask": torch.ones(1, 77).long() for which in ("", "negative_")}
+    more |= ones | {f"{name}_2": torch.ones(1, 256).long() for name in ones}
+    return built, {**texts(32, 77), **more, "guidance_scale": 5.0, "use_resolution_binning": False, **SMALL}
+
+
+@pipe
+def sana() -> tuple[Any, dict[str, Any]]:
+    given = masks(prompt_attention_mask=5, negative_prompt_attention_mask=3)
+    size = {"height": 128, "width": 192, "use_resolution_binning": False, "negative_prompt": None}
+    return assembled(SanaPipeline, "sana"), {**texts(8), **given, "guidance_scale": 4.0, **size}
+
+
+@pipe
+def ltx() -> tuple[Any, dict[str, Any]]:
+    given = masks(prompt_attention_mask=5, negative_prompt_attention_mask=3)
+    size = {"height": 128, "width": 192, "num_frames": 9}
+    return assembled(LTXPipeline, "ltx"), {**texts(16), **given, "guidance_scale": 4.0, **size}
+
+
+@pipe
+def hunyuan_video() -> tuple[Any, dict[str, Any]]:
+    built = assembled(HunyuanVideoPipeline, "hunyuan_video", **encoders("text_encoder_2", "tokenizer_2"))
+    pooled = {"pooled_prompt_embeds": noise(1, 8), "negative_pooled_prompt_embeds": noise(1, 8, seed=2)}
+    given = masks(prompt_attention_mask=5, negative_prompt_attention_mask=3)
+    return built, {**texts(16), **pooled, **given, "true_cfg_scale": 3.0, "num_frames": 5, **SMALL}
+
+
+@pipe
+def cogvideox() -> tuple[Any, dict[str, Any]]:
+    built = assembled(CogVideoXPipeline, "cogvideox", CogVideoXDDIMScheduler(clip_sample=False))
+    return built, {**texts(8), "guidance_scale": 4.0, "num_frames": 5, **SMALL}
+
+
+@pipe
+def skyreels() -> tuple[Any, dict[str, Any]]:
+    built = assembled(
+        SkyReelsV2Pipeline,
+        "skyreels",
+        UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+    )
+    return built, {**texts(32, 8), "guidance_scale": 4.0, "num_frames": 5, **SMALL}

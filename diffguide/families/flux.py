@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffguide import tokens
 from diffguide.errors import PromptError, SteeringError
-from diffguide.family import Arguments, Batch, Family, bare, blank, in_turn, third
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, in_turn, third
 from diffguide.site import Grid, Site
 
 
@@ -93,14 +93,47 @@ class Chroma(Flux):
     tokenizer = "tokenizer"
 
 
+MARK = "\u2603"  # in place of the prompt, to find where it goes
+
+
+class Chat:
+    """How a FLUX.2 pipeline writes and encodes a prompt: with a system message for Mistral, without one for Qwen."""
+
+    def __init__(self, pipe: Any) -> None:
+        self.processor = pipe.tokenizer
+        self.tokenizer = getattr(self.processor, "tokenizer", self.processor)
+        self.system: str | None = getattr(pipe, "system_message", None)
+
+    def clean(self, prompt: str) -> str:
+        return prompt if self.system is None else prompt.replace("[IMG]", "")
+
+    def turns(self, prompt: str) -> list[dict[str, Any]]:
+        if self.system is None:
+            return [{"role": "user", "content": prompt}]
+        said = (("system", self.system), ("user", prompt))
+        return [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in said]
+
+    def write(self, prompt: str) -> str:
+        options = {"add_generation_prompt": True, "enable_thinking": False} if self.system is None else {}
+        return self.processor.apply_chat_template(self.turns(prompt), tokenize=False, **options)
+
+    def encode(self, prompt: str, length: int) -> tuple[list[int], list[int]]:
+        """Ids and mask of `length` tokens, as the pipeline makes them."""
+        options: dict[str, Any] = {"padding": "max_length", "truncation": True, "max_length": length}
+        if self.system is None:
+            coded = self.tokenizer([self.write(prompt)], **options)
+        else:
+            coded = self.processor.apply_chat_template(
+                [self.turns(prompt)], add_generation_prompt=False, tokenize=True, return_dict=True, **options
+            )
+        return coded["input_ids"][0], coded["attention_mask"][0]
+
+
 class Flux2(Flux):
     """`Flux2Transformer2DModel`: pictures to start from come behind the picture, with another first id."""
 
     models = ("Flux2Transformer2DModel",)
     shared = ()  # ids come for each row
-    lacks = {
-        "words": "FLUX.2 pads its chat template on a side that depends on its processor; words cannot be looked up yet"
-    }
     prompts = ("prompt",)
     tokenizer = "tokenizer"
 
@@ -112,8 +145,25 @@ class Flux2(Flux):
             )
         return super().spans(site, grid, words, queries, keys)
 
-    def template(self, pipe: Any) -> tokens.Template:
-        raise PromptError(self.lacks["words"])
+    def refusals(self, pipe: Any) -> list[str]:
+        if "KV" in type(pipe).__name__:
+            return [f"{type(pipe).__name__} takes keys from a cache, which cannot be steered; use Flux2KleinPipeline"]
+        return []
+
+    def texts(self, pipe: Any, prompt: str, encoding: Encoding) -> list[tokens.Text]:
+        """A chat around the prompt, padded on a side that depends on the tokenizer: the tokens are compared."""
+        chat, length = Chat(pipe), encoding.states or pipe.tokenizer_max_length
+        words = chat.clean(prompt)
+        before, _, after = chat.write(MARK).partition(MARK)
+        special = not before.startswith(chat.tokenizer.bos_token or "\0")
+        whole = chat.write(words)
+        made, mask = chat.encode(words, length)
+        ids = chat.tokenizer(whole, add_special_tokens=special)["input_ids"]
+        kept = [i for i, real in zip(made, mask, strict=True) if real]
+        if whole != before + words + after or kept != ids[:length]:
+            raise PromptError("this chat template rewrites the prompt, so that its words cannot be told")
+        template = tokens.Template(before, after, special=special)
+        return [tokens.Text(chat.tokenizer, words, template, length, first=mask.index(1))]
 
     def example(self, model: nn.Module, size: Grid) -> Arguments:
         config: Any = bare(model).config

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from diffguide import tokens
-from diffguide.family import LARGE, Arguments, Batch, Family, bare, blank, in_turn, third
+from diffguide.errors import PromptError
+from diffguide.family import LARGE, Arguments, Batch, Encoding, Family, bare, blank, in_turn, third
 from diffguide.site import Grid, Site
 
 
@@ -34,11 +35,26 @@ class HunyuanVideo(Family):
         """True classifier-free guidance makes a second call."""
         return in_turn(batch)
 
-    def template(self, pipe: Any) -> tokens.Template:
-        """The pipeline's default one."""
-        default = sys.modules[type(pipe).__module__].DEFAULT_PROMPT_TEMPLATE  # type: ignore[attr-defined]
-        before, after = default["template"].split("{}")
-        return tokens.Template(before, after, default["crop_start"])
+    def refusals(self, pipe: Any) -> list[str]:
+        if getattr(bare(pipe.transformer).config, "image_condition_type", None) == "token_replace":
+            return [
+                f"this {type(pipe).__name__} keeps the first frame out of the scheduler's steps, where a move "
+                "would be lost; use HunyuanVideoPipeline"
+            ]
+        return []
+
+    def template(self, pipe: Any, encoding: Encoding) -> tokens.Template:
+        """The one of the call, else the pipeline's default."""
+        default = getattr(sys.modules[type(pipe).__module__], "DEFAULT_PROMPT_TEMPLATE", None)
+        if default is None or "image_emb_start" in default:
+            raise PromptError(
+                f"{type(pipe).__name__} puts a picture among the words, whose columns cannot be told then"
+            )
+        given = encoding.given.get("prompt_template") or default
+        if given.get("crop_start") is None:
+            raise PromptError("this prompt_template does not say its crop_start, without which no word can be found")
+        before, after = given["template"].split("{}")
+        return tokens.Template(before, after, given["crop_start"])
 
     def example_size(self, model: nn.Module) -> Grid:
         return 33, 90, 160

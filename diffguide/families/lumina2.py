@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import nn
 
+from diffguide import tokens
 from diffguide.errors import SteeringError
-from diffguide.family import Arguments, Batch, Family, bare, blank, in_turn, third
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, in_turn, third
 from diffguide.site import Site
 
 
@@ -41,6 +42,11 @@ class Lumina2(Family):
                 "captions of different lengths begin their pictures at different tokens; draw one prompt at a time"
             )
         return lengths.pop()
+
+    def template(self, pipe: Any, encoding: Encoding) -> tokens.Template:
+        """A system prompt before the prompt."""
+        system = encoding.given.get("system_prompt")
+        return tokens.Template((pipe.system_prompt if system is None else system) + " <Prompt Start> ")
 
     def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return (1 - super().timestep(args, kwargs)) * 1000  # the pipeline counts from noise to image, in 0..1

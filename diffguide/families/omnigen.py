@@ -1,6 +1,7 @@
 """OmniGen: one causal sequence of words, a time token, and the picture."""
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -8,8 +9,38 @@ from torch import nn
 
 from diffguide import tokens
 from diffguide.errors import PromptError
-from diffguide.family import Arguments, Batch, Family, bare, blank, third
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, third
 from diffguide.site import Grid, Site
+
+PICTURE = re.compile(r"<\|image_(\d+)\|>")
+SIDE = 16  # pixels of a picture's token
+START = 1  # the id of the start token, which the pipeline leaves out behind a picture
+
+
+class WithPictures:
+    """A tokenizer for prompts with pictures in them: the text is cut at each, which takes `sizes` tokens."""
+
+    def __init__(self, tokenizer: Any, sizes: list[int]) -> None:
+        self.tokenizer, self.sizes = tokenizer, sizes
+        self.model_max_length = tokenizer.model_max_length
+
+    def __call__(self, text: str, **options: Any) -> dict[str, list[Any]]:
+        """Tokens of pictures lie outside of the text."""
+        coded: dict[str, list[Any]] = {"input_ids": [], "offset_mapping": [], "special_tokens_mask": []}
+        begin = 0
+        for picture in [*PICTURE.finditer(text), None]:
+            part = self.tokenizer(text[begin : picture.start() if picture else len(text)], **options)
+            skip = int(begin > 0 and part["input_ids"][:1] == [START])
+            coded["input_ids"] += part["input_ids"][skip:]
+            coded["offset_mapping"] += [(begin + a, begin + b) for a, b in part["offset_mapping"][skip:]]
+            coded["special_tokens_mask"] += part["special_tokens_mask"][skip:]
+            if picture is not None:
+                n = self.sizes[int(picture[1]) - 1]
+                coded["input_ids"] += [0] * n
+                coded["offset_mapping"] += [(-1, -1)] * n
+                coded["special_tokens_mask"] += [0] * n
+                begin = picture.end()
+        return coded
 
 
 class OmniGen(Family):
@@ -17,7 +48,7 @@ class OmniGen(Family):
 
     models = ("OmniGenTransformer2DModel",)
     latent = ("hidden_states", 0)
-    lacks = {"words": "OmniGen pads its words to those of the whole batch; words cannot be looked up yet"}
+    encoder = "check_inputs"  # its prompts go straight to the denoiser
 
     def sites(self, model: nn.Module) -> list[Site]:
         model = bare(model)
@@ -60,8 +91,24 @@ class OmniGen(Family):
             cut["input_img_latents"] = [p for row in kept for p in pictures[first[row] : first[row] + len(sizes[row])]]
         return args, cut
 
-    def template(self, pipe: Any) -> tokens.Template:
-        raise PromptError(self.lacks["words"])
+    def texts(self, pipe: Any, prompt: str, encoding: Encoding) -> list[tokens.Text]:
+        """An instruction around the prompt; padding stands in front, pictures at their places in it."""
+        before, _, after = pipe.multimodal_processor.add_prefix_instruction("{}").partition("{}")
+        tokenizer = pipe.tokenizer
+        if PICTURE.search(prompt):
+            tokenizer = WithPictures(tokenizer, self.pictures(pipe, prompt, encoding))
+        return [tokens.Text(tokenizer, prompt, tokens.Template(before, after, left=True), encoding.states)]
+
+    def pictures(self, pipe: Any, prompt: str, encoding: Encoding) -> list[int]:
+        """How many tokens each of the prompt's pictures takes."""
+        prompts = encoding.given.get("prompt") or []
+        if prompts.count(prompt) != 1 or not encoding.given.get("input_images"):
+            raise PromptError(
+                "the words behind a picture can be told in a run alone, of a prompt that no other in the batch repeats"
+            )
+        process = pipe.multimodal_processor.process_image
+        shapes = [process(image).shape for image in encoding.given["input_images"][prompts.index(prompt)]]
+        return [shape[-2] * shape[-1] // SIDE**2 for shape in shapes]
 
     def example_size(self, model: nn.Module) -> Grid:
         return 128, 128

@@ -7,8 +7,15 @@ from torch import Tensor, nn
 
 from diffguide import tokens
 from diffguide.errors import PromptError
-from diffguide.family import Arguments, Batch, Family, bare, blank, in_turn, third
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, in_turn, third
 from diffguide.site import Grid, Site
+
+
+def listed(value: Any) -> list[Any]:
+    """Nothing, one or several as a list."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 class QwenImage(Family):
@@ -49,11 +56,28 @@ class QwenImage(Family):
     def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return super().timestep(args, kwargs) * 1000  # the pipeline divides it
 
-    def template(self, pipe: Any) -> tokens.Template:
-        if "Edit" in type(pipe).__name__:
-            raise PromptError("pictures to edit stand among the words, whose columns cannot be told then")
+    def refusals(self, pipe: Any) -> list[str]:
+        if "Layered" in type(pipe).__name__:
+            return [
+                f"{type(pipe).__name__} draws several layers at once, which is not supported; use QwenImagePipeline"
+            ]
+        return []
+
+    def template(self, pipe: Any, encoding: Encoding) -> tokens.Template:
+        """Pictures to edit stand before the prompt, in as many tokens as are not words."""
         before, after = pipe.prompt_template_encode.split("{}")
-        return tokens.Template(before, after, pipe.prompt_template_encode_start_idx)
+        edits = "Edit" in type(pipe).__name__
+        if edits and len(listed(encoding.given.get("prompt"))) > 1:
+            raise PromptError(
+                "pictures to edit take places of their own in each prompt, whose words cannot be told then; draw one "
+                "prompt at a time"
+            )
+        if "EditPlus" in type(pipe).__name__:
+            before += "".join(
+                f"Picture {i}: <|vision_start|><|image_pad|><|vision_end|>"
+                for i, _ in enumerate(listed(encoding.given.get("image")), 1)
+            )
+        return tokens.Template(before, after, pipe.prompt_template_encode_start_idx, left=edits)
 
     def example_size(self, model: nn.Module) -> Grid:
         return 128, 128

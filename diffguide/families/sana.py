@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from diffguide import tokens
-from diffguide.family import Arguments, Batch, Family, bare, blank, third, together
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, third, together
 from diffguide.site import Grid, Site
 
 LINEAR = "its self-attention is linear, without a softmax to look at or to replace"
@@ -32,12 +32,13 @@ class Sana(Family):
     def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
         return together(pipe, batch)
 
-    def template(self, pipe: Any) -> tokens.Template:
+    def template(self, pipe: Any, encoding: Encoding) -> tokens.Template:
         """An instruction before the prompt, all but the first of whose states are cut off."""
         default = inspect.signature(pipe.__call__).parameters["complex_human_instruction"].default
-        if not default:
+        lines = encoding.given.get("complex_human_instruction", default)
+        if not lines:
             return tokens.PLAIN
-        before = "\n".join(default)
+        before = "\n".join(lines)
         return tokens.Template(before, dropped=len(pipe.tokenizer.encode(before)) - 2)
 
     def example(self, model: nn.Module, size: Grid) -> Arguments:

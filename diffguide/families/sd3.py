@@ -1,13 +1,13 @@
 """Stable Diffusion 3 and 3.5: one stream of image and text tokens, image first."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from diffguide import tokens
-from diffguide.errors import PromptError
-from diffguide.family import Arguments, Batch, Family, bare, blank, third, together
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, third, together
 from diffguide.site import Site
 
 
@@ -20,6 +20,7 @@ class SD3(Family):
     models = ("SD3Transformer2DModel",)
     latent = ("hidden_states", 0)
     kinds = ("joint", "self")
+    alike = ("prompt_2", "prompt_3")
 
     def sites(self, model: nn.Module) -> list[Site]:
         """`attn` (joint) and `attn2` (self) of the transformer blocks."""
@@ -48,25 +49,10 @@ class SD3(Family):
             "timestep": zeros(1),
         }
 
-    def columns(self, pipe: Any, prompt: str | None, phrase: str, occurrence: int | None) -> list[int]:
-        return self._of_both(
-            pipe, lambda encoder: tokens.find(encoder, prompt or "", phrase, occurrence), prompt, phrase
-        )
-
-    def content(self, pipe: Any, prompt: str | None) -> list[int]:
-        return self._of_both(pipe, lambda encoder: tokens.columns(encoder, prompt or ""), prompt, "every word")
-
-    def _of_both(self, pipe: Any, of: Any, prompt: str | None, phrase: str) -> list[int]:
-        """Columns in the part of CLIP; and in the part of T5 where the pipeline has it, which may hold more."""
-        found, fault = [], None
-        for encoder, first in ((self._tokenizer(pipe, prompt, phrase), 0), (self.t5(pipe), pipe.tokenizer_max_length)):
-            try:
-                found += [first + column for column in of(encoder)] if encoder is not None else []
-            except PromptError as error:
-                fault = fault or error
-        if fault is not None and not found:
-            raise fault
+    def texts(self, pipe: Any, prompt: str, encoding: Encoding) -> list[tokens.Text]:
+        """In the part of both CLIP encoders; and in that of T5 where the pipeline has it, which may hold more."""
+        clip = pipe.tokenizer_max_length
+        found = [replace(self._text(pipe, prompt, encoding), states=min(clip, encoding.states))]
+        if getattr(pipe, "text_encoder_3", None) is not None:
+            found.append(tokens.Text(pipe.tokenizer_3, prompt, states=max(0, encoding.states - clip), first=clip))
         return found
-
-    def t5(self, pipe: Any) -> Any:
-        return pipe.tokenizer_3 if getattr(pipe, "text_encoder_3", None) is not None else None

@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from diffguide.family import Arguments, Batch, Family, bare, blank, together
+from diffguide import tokens
+from diffguide.errors import PromptError
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, together
 from diffguide.site import Grid, Site
 
 
@@ -14,6 +16,7 @@ class UNet(Family):
 
     models: ClassVar[tuple[str, ...]] = ("UNet2DConditionModel",)
     kinds: ClassVar[tuple[str, ...]] = ("self", "cross")
+    alike = ("prompt_2",)  # both encoders of XL make one state of a column
 
     def sites(self, model: nn.Module) -> list[Site]:
         """`attn1` modules (self) and `attn2` modules (cross) of the transformer blocks."""
@@ -50,13 +53,21 @@ class UNet(Family):
     def example(self, model: nn.Module, size: Grid) -> Arguments:
         config: Any = bare(model).config
         zeros = blank(model)
-        width = config.cross_attention_dim
+        width = config.encoder_hid_dim or config.cross_attention_dim  # Kolors projects its words
         width = width[0] if isinstance(width, list | tuple) else width
         kwargs: dict[str, Any] = {"encoder_hidden_states": zeros(1, 77, width)}
         if config.addition_embed_type == "text_time":
             pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
             kwargs["added_cond_kwargs"] = {"text_embeds": zeros(1, pooled), "time_ids": zeros(1, 6)}
         return (zeros(1, config.in_channels, *size), zeros()), kwargs
+
+    def texts(self, pipe: Any, prompt: str, encoding: Encoding) -> list[tokens.Text]:
+        if "Kolors" in type(pipe).__name__:
+            raise PromptError(
+                "Kolors' ChatGLM tokenizer does not tell where in the prompt its tokens lie, so that no word can be "
+                "found; use Stable Diffusion XL, or methods without words"
+            )
+        return super().texts(pipe, prompt, encoding)
 
     def refusals(self, pipe: Any) -> list[str]:
         name = type(pipe).__name__

@@ -3,18 +3,19 @@
 Wan 2.2 has one denoiser for the first steps and one for the last.
 """
 
-from typing import Any
+import sys
+from typing import Any, ClassVar
 
 from torch import nn
 
-from diffguide.family import LARGE, Arguments, Batch, Family, bare, blank, in_turn, self_and_cross
+from diffguide.family import LARGE, Arguments, Batch, Encoding, Family, bare, blank, in_turn, self_and_cross
 from diffguide.site import Grid, Site
 
 
 class Wan(Family):
     """`WanTransformer3DModel`: tokens of 2x2 latent cells of a frame; a picture to start from is more keys."""
 
-    models = ("WanTransformer3DModel",)
+    models: ClassVar[tuple[str, ...]] = ("WanTransformer3DModel",)
     latent = ("hidden_states", 0)
     kinds = ("self", "cross")
     lacks = {"self maps": LARGE}
@@ -26,6 +27,11 @@ class Wan(Family):
 
     def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
         return in_turn(batch)
+
+    def written(self, pipe: Any, prompt: str, encoding: Encoding) -> str:
+        """With entities of HTML written out, and single spaces."""
+        clean = getattr(sys.modules[type(pipe).__module__], "prompt_clean", None)
+        return super().written(pipe, clean(prompt) if clean is not None else prompt, encoding)
 
     def timestep(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The largest of a call's: frames that are given stand at 0."""
@@ -45,3 +51,17 @@ class Wan(Family):
         if config.image_dim is not None:
             kwargs["encoder_hidden_states_image"] = zeros(1, 257, config.image_dim)
         return (), kwargs
+
+
+class SkyReels(Wan):
+    """`SkyReelsV2Transformer3DModel`: Wan's blocks; refused where every frame has a noise level of its own."""
+
+    models = ("SkyReelsV2Transformer3DModel",)
+
+    def refusals(self, pipe: Any) -> list[str]:
+        if "DiffusionForcing" in type(pipe).__name__:
+            return [
+                f"{type(pipe).__name__} gives every frame its own noise and steps a scheduler for each, so that there "
+                "is no step of the whole video; use SkyReelsV2Pipeline or WanPipeline"
+            ]
+        return []

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from diffguide import tokens
-from diffguide.family import Arguments, Batch, Family, bare, blank, third
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, third
 from diffguide.site import Grid, Site
 
 MULTIPLE = 32
@@ -77,7 +77,12 @@ class ZImage(Family):
     def with_prediction(self, out: Any, y: Tensor) -> Any:
         return super().with_prediction(out, list(y.unsqueeze(2).unbind()))  # type: ignore[arg-type]
 
-    def template(self, pipe: Any) -> tokens.Template:
+    def refusals(self, pipe: Any) -> list[str]:
+        if "Omni" in type(pipe).__name__:
+            return [f"{type(pipe).__name__} puts other pictures between caption and picture; use ZImagePipeline"]
+        return []
+
+    def template(self, pipe: Any, encoding: Encoding) -> tokens.Template:
         """The tokenizer's own chat template."""
         turn = [{"role": "user", "content": "{}"}]
         render = pipe.tokenizer.apply_chat_template
