@@ -56,7 +56,7 @@ def test_nothing_to_attract_or_to_repel_is_no_loss() -> None:
     e = torch.rand(3, 9).requires_grad_()
     for labels in ([0, 1, 2], [0, 0, 0]):
         value = ntxent(e, torch.tensor(labels), 0.5)
-        assert float(value) == 0 and torch.autograd.grad(value, e)[0].isfinite().all()
+        assert value.item() == 0 and torch.autograd.grad(value, e)[0].isfinite().all()
     assert ntxent(torch.zeros(4, 9), torch.tensor([0, 0, 1, 1]), 0.5).isfinite(), "empty maps"
 
 
