@@ -90,14 +90,14 @@ def test_seen_twice_is_the_same_and_the_map_is_untouched() -> None:
         method, c = Conform(softmax=softmax), context()
         method.prepare(c)
         assert c.memory["groups"] == [[[2, 3], [6, 7]]]
-        values = [float(method.loss(maps(A), c)) for _ in range(2)]
+        values = [method.loss(maps(A), c).item() for _ in range(2)]
         assert values[0] == values[1] > 0 and torch.equal(A.detach(), kept)
         c.step = 1
         method.loss(maps(torch.rand(256, 10)), c)
         before = c.memory["before"].before[0]
         assert before.shape == (4, 256) and not before.requires_grad
         alone = Conform(softmax=softmax, previous=False)
-        assert float(alone.loss(maps(A), c)) == pytest.approx(values[0])
+        assert alone.loss(maps(A), c).item() == pytest.approx(values[0])
 
 
 def test_when_a_move_is_repeated() -> None:

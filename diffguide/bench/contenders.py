@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffguide.describe import wants_layout
 from diffguide.errors import ParamError
 from diffguide.layout import Layout, Region
 from diffguide.method import Method
@@ -25,7 +26,7 @@ class Contender:
         """The method for a batch, one layout for each picture."""
         if self.method is None:
             return None
-        wants = {"layout": list(layouts)} if _needs(self.method) else {}
+        wants = {"layout": list(layouts)} if wants_layout(self.method) else {}
         return self.method(**wants, **self.settings)
 
 
