@@ -29,7 +29,7 @@ class Conform(Method):
     softmax: bool = param(False, "softmax over words first, of 100 times the map")
     refine: tuple[float, ...] = param((0.0, 0.2, 0.4), "progress at which the move is repeated", low=0.0, high=1.0)
     iterations: int = param(20, "repetitions at each of them", low=1, high=100)
-    target: float | None = param(None, "loss at which repetition ends early; none: never", low=0.0, high=10.0)
+    target: float = param(0.0, "loss at which repetition ends early; 0: never", low=0.0, high=10.0)
     side: int = param(16, "grid of the maps: the nearest the model has, in tokens", low=4, high=64)
     window: Window = param((0.0, 0.5), "part of the run in which latents move", low=0.0, high=1.0, kw_only=True)
 
@@ -66,7 +66,7 @@ class Conform(Method):
 
     def again(self, history: Tensor, context: Context) -> Tensor:
         """A loss of zero means that there is no pair to attract: nothing moves then."""
-        return history[-1] > (0 if self.target is None or self.most(context) == 1 else self.target)
+        return history[-1] > (self.target if self.most(context) > 1 else 0)
 
 
 def cosines(e: Tensor) -> Tensor:
