@@ -48,11 +48,12 @@ def make(name: str, params: Mapping[str, Any] | None = None, layout: Layout | No
     """
     cls = named(name)
     values = {key: _value(cls, knob(cls, key), value) for key, value in (params or {}).items()}
-    if wants_layout(cls):
+    if needs_layout(cls):
         if layout is None:
             raise LayoutError(f"{name} needs a layout; pass one with --layout FILE, or layout=... in Python")
         if not layout.regions:
             raise LayoutError(f"{name} needs a layout with at least one region; this one has none")
+    if wants_layout(cls) and layout is not None and layout.regions:
         values["layout"] = layout
     return cls(**values)
 
@@ -92,8 +93,15 @@ def knob(cls: type[Method], name: str) -> Param:
 
 
 def wants_layout(cls: type[Method]) -> bool:
-    """Whether a method acts on a layout."""
+    """Whether a method acts on a layout where there is one."""
     return "layout" in {f.name for f in dataclasses.fields(cls)} - {p.name for p in cls.params()}
+
+
+def needs_layout(cls: type[Method]) -> bool:
+    """Whether it does nothing without one."""
+    return wants_layout(cls) and any(
+        f.name == "layout" and f.default is dataclasses.MISSING for f in dataclasses.fields(cls)
+    )
 
 
 def _value(cls: type[Method], knob: Param, value: Any) -> Any:

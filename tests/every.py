@@ -9,6 +9,10 @@ from diffguide.processors import methods
 
 LAYOUT = Layout(Region("red circle", box=(0.1, 0.1, 0.5, 0.6)), Region("blue square", box=(0.55, 0.4, 0.95, 0.9)))
 QUICK: dict[str, dict[str, Any]] = {  # few passes, so that a run takes a blink
+    "a-star": {"window": (0.0, 0.5)},
+    "attention-refocusing": {"window": (0.0, 0.5)},
+    "conform": {"words": ("red circle", "blue square"), "iterations": 2},
+    "region-boundary": {"iterations": 2, "window": (0.0, 0.5)},
     "attend-excite": {"words": ("red circle", "square"), "iterations": 2},
     "bacon": {"first_iterations": 2, "iterations": 1, "window": (0.0, 0.5)},
     "backward-guidance": {"iterations": 2, "window": (0.0, 0.5)},

@@ -1,6 +1,7 @@
 """Benches on a tiny pipeline: what they promise does not depend on how good the pictures are."""
 
 import json
+from collections import Counter
 from statistics import quantiles
 
 import numpy as np
@@ -12,13 +13,28 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffguide import bench
-from diffguide.bench import early_stop, layout, ledger, scenes, sheet, statistics, tables
+from diffguide.bench import (
+    contenders,
+    drawing,
+    early_stop,
+    layout,
+    ledger,
+    pictures,
+    prompts,
+    scenes,
+    semantics,
+    sheet,
+    statistics,
+    tables,
+)
 from diffguide.errors import ModelError, OutputError, ParamError
 from diffguide.tokens import find
 from diffguide.zoo.denoisers.shapes_unet import assemble
 from diffguide.zoo.parts import TEXT_WIDTH, build_text_encoder
 from diffguide.zoo.tokenizer import build_tokenizer
-from diffguide.zoo.world import Thing, plural, render
+from diffguide.zoo.world import Scene, Thing, phrase, plural, render
+
+TOKENIZER = build_tokenizer()
 
 COSTS = ("seconds", "memory", "seconds_ratio", "memory_ratio")
 
@@ -95,6 +111,81 @@ def test_captions_leave_sizes_out_and_say_the_ground():
     assert not [t for t in tasks if "small" in t.caption or "big" in t.caption]
     assert all(t.caption.endswith(f" on a {t.scene.background} background") for t in tasks)
     assert tasks[6].caption.startswith("two ")
+
+
+# The list of prompts.
+
+
+def test_prompt_file_is_what_the_function_makes():
+    assert prompts.FILE.read_text(encoding="utf-8") == prompts.as_text(prompts.make_list())
+
+
+def test_prompts_are_held_out_and_of_every_sort():
+    every = prompts.load_prompts()
+    assert len(every) == 240 and Counter(p.sort for p in every) == prompts.SORTS
+    for p in every:
+        things = tuple(Thing(color, shape, 0.5, 0.5, 0.1) for color, shape, _ in p.targets)
+        assert Scene("white", things).held_out and 2 <= len(things) <= 4
+        (a, s, _), (b, t, _) = (*p.kinds, *p.kinds)[:2]
+        assert p.sort != "one colour" or (a == b and s != t)
+        assert p.sort != "one shape" or (a != b and s == t)
+        assert (p.relation is not None and p.relation in p.caption) == (p.sort == "relation")
+        assert all(find(TOKENIZER, p.caption, phrase(*kind).split(" ", 1)[1]) for kind in p.kinds)
+    assert [p.sort for p in prompts.load_prompts(9)] == [*prompts.SORTS, "two", "three"]
+
+
+def truth(prompt, **changes):
+    """A scene that is what the prompt says, things in a row (in a column for above and below)."""
+    things = [[color, shape] for color, shape, _ in prompt.targets]
+    order = list(range(len(things)))
+    if prompt.relation in ("to the right of", "below"):
+        order.reverse()
+    if changes.get("swapped"):
+        order.reverse()
+    if "color" in changes:
+        things[0][0] = changes["color"]
+    if "drop" in changes:
+        things, order = things[1:], order[: len(things) - 1]
+    places = [0.14 + 0.72 / max(1, len(prompt.targets) - 1) * i for i in order]
+    down = prompt.relation in ("above", "below")
+    made = [
+        Thing(*kind, 0.5 if down else at, at if down else 0.5, 0.11) for kind, at in zip(things, places, strict=True)
+    ]
+    return render(Scene("white", tuple(made)))
+
+
+@pytest.mark.parametrize("sort", prompts.SORTS)
+def test_a_picture_is_read_for_what_its_prompt_says(sort):
+    prompt = next(p for p in prompts.load_prompts() if p.sort == sort)
+    got = semantics.BENCH.counts(truth(prompt), prompt)
+    n = len(prompt.targets)
+    assert (got["wanted"], got["present"], got["complete"], got["extra"], got["bound"], got["shaped"]) == (
+        n,
+        n,
+        1,
+        0,
+        n,
+        n,
+    )
+    assert got["number_right"] == got["numbered"] == (sort == "number")
+    assert got["relation_right"] == got["related"] == (sort == "relation")
+    fewer = semantics.BENCH.counts(truth(prompt, drop=True), prompt)
+    assert fewer["present"] == n - 1 and not fewer["complete"] and not fewer["number_right"]
+    other = next(c for c in ("red", "green", "cyan") if c not in {k[0] for k in prompt.kinds})
+    wrong = semantics.BENCH.counts(truth(prompt, color=other), prompt)
+    assert (wrong["bound"], wrong["shaped"], wrong["extra"]) == (n - 1, n, 1)
+    if sort == "relation":
+        assert not semantics.BENCH.counts(truth(prompt, swapped=True), prompt)["relation_right"]
+
+
+def test_semantics_runs_without_layouts(pipe, tmp_path):
+    options = {"limit": 3, "seeds": 1, "steps": 2, "progress": False}
+    found = bench.run_bench("semantics", model=pipe, methods=["conform+iterations=1"], out=tmp_path / "o", **options)
+    assert [row["method"] for row in found["rows"]] == ["none", "conform+iterations=1"]
+    assert found["rows"][1]["backwards"]["value"] > 0 and (tmp_path / "o" / "contact_sheet.png").stat().st_size > 1000
+    assert {"attributes_bound", "complete_two", "complete_four"} <= found["rows"][0].keys()
+    with pytest.raises(ParamError, match="Bacon needs layout, which this bench does not have"):
+        bench.run_bench("semantics", model=pipe, methods=["bacon"], progress=False)
 
 
 # Statistics.
@@ -199,7 +290,7 @@ def test_result_has_the_form_of_a_bench(result):
         for metric in named:
             assert row[metric]["low"] <= row[metric]["value"] <= row[metric]["high"]
     assert {"diffguide", "torch", "diffusers"} <= set(got["versions"])
-    assert got["settings"]["steps"] == 2 and got["settings"]["guidance_scale"] == layout.GUIDANCE_SCALE
+    assert got["settings"]["steps"] == 2 and got["settings"]["guidance_scale"] == drawing.GUIDANCE_SCALE
     assert got["detector"]["n"] == 3 and got["detector"]["objects_present"]["value"] >= 0.9
     assert not list(folder.glob("*.part*"))
 
@@ -249,17 +340,17 @@ def test_page_and_sheet_show_every_method(result):
 def test_noise_depends_on_scene_and_seed_alone():
     task, other = scenes.load_tasks(2)
     draw = [
-        torch.randn(4, generator=layout.Job(t, s).noise()) for t, s in ((task, 0), (task, 0), (task, 1), (other, 0))
+        torch.randn(4, generator=drawing.Job(t, s).noise()) for t, s in ((task, 0), (task, 0), (task, 1), (other, 0))
     ]
     assert torch.equal(draw[0], draw[1])
     assert not torch.equal(draw[0], draw[2]) and not torch.equal(draw[0], draw[3])
 
 
 def test_batch_size_does_not_change_what_is_drawn(pipe):
-    jobs = [layout.Job(task, 0) for task in scenes.load_tasks(3)]
-    plain = layout.contenders([])[0]
-    together = layout.draw(pipe, jobs, plain, 2).pictures
-    alone = [layout.draw(pipe, [job], plain, 2).pictures[0] for job in jobs]
+    jobs = [drawing.Job(task, 0) for task in scenes.load_tasks(3)]
+    plain = contenders.contenders([])[0]
+    together = drawing.draw(pipe, jobs, plain, 2).pictures
+    alone = [drawing.draw(pipe, [job], plain, 2).pictures[0] for job in jobs]
     for a, b in zip(together, alone, strict=True):
         assert np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1
 
@@ -273,7 +364,7 @@ def test_pipeline_is_given_back_as_it_was(pipe):
 def test_killed_run_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
     options = {"limit": 3, "batch": 1, "methods": ["backward-guidance"]}
     whole = tiny(pipe, **options)
-    drawn, plain = [], layout.draw
+    drawn, plain = [], pictures.draw
 
     def until_killed(pipe, jobs, contender, steps):
         drawn.append((jobs[0].task.index, contender.label))
@@ -281,7 +372,7 @@ def test_killed_run_goes_on_where_it_was(pipe, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return plain(pipe, jobs, contender, steps)
 
-    monkeypatch.setattr(layout, "draw", until_killed)
+    monkeypatch.setattr(pictures, "draw", until_killed)
     with pytest.raises(KeyboardInterrupt):
         tiny(pipe, **options, json=tmp_path / "a.json")
     part = tmp_path / "a.json.part.jsonl"
@@ -321,9 +412,9 @@ def test_run_with_other_settings_starts_anew(tmp_path):
 
 
 def test_perfect_pictures_score_perfectly():
-    jobs = [layout.Job(task, 0) for task in scenes.load_tasks(8)]
-    drawn = layout.Drawn([render(job.task.scene) for job in jobs], 2.0, 100.0, 60.0, 0.0)
-    row = layout.summary("none", [{"runs": {"none": layout._account(jobs, drawn)}}])
+    jobs = [drawing.Job(task, 0) for task in scenes.load_tasks(8)]
+    drawn = drawing.Drawn([render(job.task.scene) for job in jobs], 2.0, 100.0, 60.0, 0.0)
+    row = pictures.summary(layout.BENCH, "none", [{"runs": {"none": pictures.account(layout.BENCH, jobs, drawn)}}])
     for metric in ("objects_present", "scenes_complete", "objects_in_box", "objects_centred"):
         assert row[metric]["value"] == 1.0
     assert row["extra_objects"]["value"] == 0.0
@@ -331,14 +422,14 @@ def test_perfect_pictures_score_perfectly():
 
 
 def test_misplaced_things_are_present_but_not_in_their_box():
-    jobs = [layout.Job(task, 0) for task in scenes.load_tasks(8)]
+    jobs = [drawing.Job(task, 0) for task in scenes.load_tasks(8)]
 
     def elsewhere(thing):  # mirrored left and right: of the same kind and size
         return Thing(thing.color, thing.shape, 1 - thing.cx, thing.cy, thing.r)
 
     mirrored = [type(j.task.scene)(j.task.scene.background, tuple(map(elsewhere, j.task.scene.things))) for j in jobs]
-    drawn = layout.Drawn([render(scene) for scene in mirrored], 1.0, 1.0, 60.0, 0.0)
-    row = layout.summary("none", [{"runs": {"none": layout._account(jobs, drawn)}}])
+    drawn = drawing.Drawn([render(scene) for scene in mirrored], 1.0, 1.0, 60.0, 0.0)
+    row = pictures.summary(layout.BENCH, "none", [{"runs": {"none": pictures.account(layout.BENCH, jobs, drawn)}}])
     assert row["objects_present"]["value"] == 1.0
     assert row["objects_in_box"]["value"] < 0.6
 
@@ -350,7 +441,7 @@ def test_costs_are_ratios_of_sums():
         return {"seconds": seconds, "memory": memory, "forwards": 70.0, "backwards": 5.0, "pictures": pictures}
 
     records = [{"runs": {"none": run(s, 100.0), "x": run(2 * s, 150.0)}} for s in (1.0, 3.0)]
-    row = layout.summary("x", records)
+    row = pictures.summary(layout.BENCH, "x", records)
     assert row["seconds_ratio"] == {"value": 2.0, "low": 2.0, "high": 2.0}
     assert row["memory_ratio"]["value"] == 1.5 and row["seconds"]["value"] == 2.0
     assert (row["objects_present"]["value"], row["objects_in_box"]["value"]) == (0.5, 0.0)
@@ -382,7 +473,7 @@ def test_wrong_settings_are_named_before_a_model_is_loaded(options, message):
 
 
 def test_missing_models_and_folders_are_named(tmp_path):
-    with pytest.raises(ModelError, match="cannot be loaded"):
+    with pytest.raises(ModelError, match="no model is called"):
         bench.run_bench("layout", model=str(tmp_path / "nothing"), progress=False)
     with pytest.raises(OutputError, match="folder that exists"):
         bench.run_bench("layout", json=tmp_path / "none" / "a.json", progress=False)
@@ -459,4 +550,4 @@ def test_numbers_keep_three_digits(value):
 
 
 def test_names_are_sorted():
-    assert bench.names() == ["early-stop", "layout"]
+    assert bench.names() == ["early-stop", "layout", "semantics"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffguide.errors import OutputError, ParamError
 
-_BENCHES = {"early-stop": "early_stop", "layout": "layout"}  # name: module of this package
+_BENCHES = {"early-stop": "early_stop", "layout": "layout", "semantics": "semantics"}  # name: module of this package
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from diffguide.describe import wants_layout
 from diffguide.errors import ParamError
 from diffguide.layout import Layout, Region
 from diffguide.method import Method
@@ -21,16 +22,16 @@ class Contender:
     method: type[Method] | None
     settings: dict[str, Any]
 
-    def build(self, layouts: Sequence[Layout]) -> Method | None:
-        """The method for a batch, one layout for each picture."""
+    def build(self, layouts: Sequence[Layout | None]) -> Method | None:
+        """The method for a batch, one layout for each picture, or none."""
         if self.method is None:
             return None
-        wants = {"layout": list(layouts)} if _needs(self.method) else {}
+        wants = {"layout": list(layouts)} if wants_layout(self.method) and None not in layouts else {}
         return self.method(**wants, **self.settings)
 
 
-def contenders(methods: Sequence[str]) -> list[Contender]:
-    """The plain pipeline, then the methods in the given order.
+def contenders(methods: Sequence[str], *, layouts: bool = True) -> list[Contender]:
+    """The plain pipeline, then the methods in the given order, for tasks with or without `layouts`.
 
     Raises:
         ParamError: a method or setting is unknown or out of range, listed twice, or needs what a layout does not give.
@@ -40,17 +41,17 @@ def contenders(methods: Sequence[str]) -> list[Contender]:
     found = [Contender(PLAIN, None, {})]
     for text in methods:
         if text != PLAIN:
-            found.append(_contender(text))
+            found.append(_contender(text, layouts))
     labels = [c.label for c in found]
     twice = [label for label in labels if labels.count(label) > 1]
     if twice:
         raise ParamError(f"{twice[0]} is listed twice")
     for contender in found:
-        contender.build([Layout(Region("a thing", box=(0.0, 0.0, 1.0, 1.0)))])
+        contender.build([Layout(Region("a thing", box=(0.0, 0.0, 1.0, 1.0))) if layouts else None])
     return found
 
 
-def _contender(text: str) -> Contender:
+def _contender(text: str, layouts: bool) -> Contender:
     """`NAME` or `NAME+PARAM=VALUE+...`."""
     name, *pairs = text.split("+")
     method = named(name)
@@ -61,7 +62,7 @@ def _contender(text: str) -> Contender:
         if key not in knobs:
             raise ParamError(f"{method.__name__} has no parameter {key!r} (known: {', '.join(knobs)})")
         settings[key] = knobs[key].parse(method.__name__, value)
-    foreign = [field for field in _needs(method) if field != "layout"]
+    foreign = [field for field in _needs(method) if field != "layout" or not layouts]
     if foreign:
         raise ParamError(f"{method.__name__} needs {', '.join(foreign)}, which this bench does not have")
     return Contender(text, method, settings)

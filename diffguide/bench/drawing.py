@@ -7,24 +7,35 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
 
 from diffguide.bench.contenders import Contender
-from diffguide.bench.scenes import Task
 from diffguide.family import of_pipe
 from diffguide.guide import Guide
+from diffguide.layout import Layout
 from diffguide.report import peak, reset_peak
 from diffguide.zoo import GUIDANCE_SCALE
+
+
+class Task(Protocol):
+    """What is drawn: number in its list, prompt, and the layout where there is one."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def caption(self) -> str: ...
+    @property
+    def layout(self) -> Layout | None: ...
 
 
 @dataclass(frozen=True)
 class Job:
     """One picture to be drawn."""
 
-    task: Task
+    task: Any  # a Task
     seed: int
 
     def noise(self) -> torch.Generator:

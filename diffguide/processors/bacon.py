@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffguide.concepts import decay
 from diffguide.layout import Layout, cells
 from diffguide.maps import Maps, Watch, resize
 from diffguide.method import Context, Method, Window, param
@@ -88,7 +89,7 @@ class Bacon(Method):
         return self.region * region + self.outer * outer_loss(a, M) + self.inner * inner_loss(a, M)
 
     def rate(self, context: Context) -> float:
-        return self.scale * (1 - 0.5 * context.step / max(1, context.steps - 1)) ** 0.5
+        return decay(self.scale, context)
 
     def most(self, context: Context) -> int:
         return self.first_iterations if context.step == 0 else self.iterations

@@ -1,0 +1,110 @@
+"""What losses over the words of a prompt share: which words, their responses, step sizes, repetition, memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffguide.errors import ParamError
+from diffguide.method import Context, Method, param
+from diffguide.site import Grid
+from diffguide.targets import bare_phrase, smooth
+from diffguide.tokens import find_groups
+
+
+def find_concepts(context: Context, owner: str, phrases: Sequence[str], least: int = 1) -> list[list[list[int]]]:
+    """For each picture the columns of each of its concepts; without phrases, of the noun phrases of its prompt.
+
+    Raises:
+        ParamError: fewer than `least` concepts are named or found.
+        PromptError: a phrase is not in its prompt.
+    """
+    found = []
+    for b, prompt in enumerate(context.prompts):
+        named = tuple(phrases) or tuple(find_groups(prompt or ""))
+        if len(named) < least:
+            wants = "no noun phrase" if not named else f"only {', '.join(map(repr, named))}"
+            raise ParamError(f"{owner}: {wants} found in {prompt!r}; name {least} or more words or phrases")
+        found.append([context.find(b, bare_phrase(phrase), None) for phrase in named])
+    return found
+
+
+def last_column(context: Context, normalize_eot: bool) -> list[int]:
+    """Where the softmax over words stops in each picture: before the end token, or before the last column of all."""
+    return [max(context.content(b)) + 1 if normalize_eot else -1 for b in range(len(context.prompts))]
+
+
+def over_words(A: Tensor, stop: int, factor: float = 100.0) -> Tensor:
+    """Maps [N, T] as shares among the words 1 to `stop`: softmax of `factor` times the map, [N, T']."""
+    return (factor * A[:, 1:stop]).softmax(-1)
+
+
+def responses(A: Tensor, columns: Sequence[Sequence[int]], stop: int, grid: Grid) -> Tensor:
+    """Smoothed response [S, h, w] of each concept, from a map [N, T]; several columns count with their mean."""
+    X = over_words(A, stop)
+    return smooth(torch.stack([X[:, [c - 1 for c in each]].mean(-1) for each in columns]).unflatten(1, grid))
+
+
+def decay(scale: float, context: Context) -> float:
+    """The step size of Attend-and-Excite and its successors: scale times sqrt of 1 falling linearly to 1/2."""
+    return scale * (1 - 0.5 * context.step / max(1, context.steps - 1)) ** 0.5
+
+
+def repeats(context: Context, refine: Sequence[float]) -> int | None:
+    """The number, in `refine`, of the progress that this step stands for."""
+    steps = [round(at * context.steps) for at in refine]
+    return steps.index(context.step) if context.step in steps else None
+
+
+class Carried:
+    """What each picture showed in the step before, however many passes this step takes."""
+
+    def __init__(self) -> None:
+        self.now: dict[int, tuple[int, Any]] = {}
+        self.before: dict[int, Any] = {}
+
+    def __call__(self, picture: int, step: int, value: Any) -> Any:
+        """Keep `value` as the latest; what the picture showed in an earlier step, None in the first."""
+        latest = self.now.get(picture)
+        if latest is not None and latest[0] < step:
+            self.before[picture] = latest[1]
+        self.now[picture] = (step, value)
+        return self.before.get(picture)
+
+
+@dataclass(frozen=True)
+class Refined(Method):
+    """A method whose move is repeated at a few steps, until a loss of its own is below a target."""
+
+    refine: tuple[float, ...] = param(
+        (0.0, 0.2, 0.4), "progress at which the move is repeated", low=0.0, high=1.0, kw_only=True
+    )
+    targets: tuple[float, ...] = param(
+        (0.05, 0.5, 0.8), "response to reach at each of them", low=0.0, high=1.0, kw_only=True
+    )
+    iterations: int = param(20, "most repetitions at one of them", low=1, high=100, kw_only=True)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.refine) != len(self.targets):
+            raise ParamError(
+                f"{type(self).__name__}.targets has {len(self.targets)} values, refine has {len(self.refine)}"
+            )
+
+    def goal(self, context: Context) -> float | None:
+        """The loss to get below at this step before the step's own move, if it is one of those that refine."""
+        number = repeats(context, self.refine)
+        return None if number is None else 1 - self.targets[number]
+
+    def most(self, context: Context) -> int:
+        return 1 if self.goal(context) is None else self.iterations + 1
+
+    def again(self, history: Tensor, context: Context) -> Tensor:
+        """While above the goal; after the first pass that began below it, once more; if the very first did, once."""
+        goal = self.goal(context)
+        if goal is None or len(history) == 1:
+            return history[-1] > 0
+        below = history <= goal
+        return (history[-1] > 0) & ~below[0] & ~below[:-2].any(0)
