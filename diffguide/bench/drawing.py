@@ -17,7 +17,7 @@ from diffguide.family import of_pipe
 from diffguide.guide import Guide
 from diffguide.layout import Layout
 from diffguide.report import peak, reset_peak
-from diffguide.zoo import GUIDANCE_SCALE
+from diffguide.zoo import GUIDANCE_SCALE, no_zeros
 
 
 class Task(Protocol):
@@ -81,11 +81,6 @@ def draw(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Dr
 
 def denoiser_weight(pipe: Any) -> torch.Tensor:
     return next(getattr(pipe, of_pipe(pipe)[1]).parameters())
-
-
-def no_zeros(pipe: Any) -> dict[str, int]:
-    """Arguments of the call: where a pipeline leaves its T5 out, one token of zeros for it instead of 256."""
-    return {"max_sequence_length": 1} if getattr(pipe, "text_encoder_3", 0) is None else {}
 
 
 def _settle(cuda: bool) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from diffguide.zoo import no_zeros
 from diffguide.zoo.autoencoder import to_model, to_picture
 from diffguide.zoo.detector import detect, score
 from diffguide.zoo.world import Scene, caption, plain, render, sample_scene
@@ -70,7 +71,8 @@ def evaluate(pipe: Any, *, pictures: int = 100, scenes: int = 300, batch: int = 
             part = asked[i : i + batch]
             noise = [torch.Generator().manual_seed(SEED + i + n) for n in range(len(part))]
             prompts = [caption(s) for s in part]
-            images = pipe(prompts, num_inference_steps=STEPS, guidance_scale=GUIDANCE, generator=noise).images
+            options = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "generator": noise, **no_zeros(pipe)}
+            images = pipe(prompts, **options).images
             found += [score(detect(p), s) for p, s in zip(images, part, strict=True)]
         complete[count] = sum(s.complete for s in found) / pictures
         present[count] = sum(s.present for s in found) / (pictures * count)

@@ -57,7 +57,7 @@ linear fall over the last {plan[fall]:.0%} of the steps, average of weights at {
 
 ## Scores
 Read by the detector, which knows nothing of the prompt. {scores.pictures} prompts for each row, all kinds different, no
-style, {steps} DDIM steps, guidance {guidance:g}, full captions of fresh scenes.
+style, {steps} steps, guidance {guidance:g}, full captions of fresh scenes{called}.
 
 | things in the prompt | all right | each right | extra things a picture |
 |---|---|---|---|
@@ -183,6 +183,7 @@ def card(
         pipeline=kind.pipeline_class.__name__,
         missing="".join(f", {part}=None" for part in missing),
         remarks=kind.remarks,
+        called=", `max_sequence_length=1`" if missing else "",
         made_of=kind.made_of,
         steps=STEPS,
         guidance=GUIDANCE,
