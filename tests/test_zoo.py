@@ -210,6 +210,33 @@ def test_the_shipped_folder_is_small_and_safe() -> None:
     assert "## Known failures" in card and f"{scores['reconstruction_found']:.1%}" in card
 
 
+@pytest.mark.skipif("shapes-mmdit" not in zoo.names(), reason="shapes-mmdit has not been trained in this checkout")
+def test_the_transformer_that_ships() -> None:
+    """Small, six layers of six heads, loaded by plain diffusers without its T5; autoencoder and text encoder shared."""
+    folder = zoo.path("shapes-mmdit")
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    assert sum(p.stat().st_size for p in files) < 14 * 2**20
+    assert {p.suffix for p in files} <= {".json", ".safetensors", ".txt", ".md", ".png"}
+    assert zoo.left_out(folder).keys() >= {"text_encoder_3", "tokenizer_3"}
+    code = f"""
+import sys, torch
+torch.set_num_threads(1)
+from diffusers import StableDiffusion3Pipeline
+pipe = StableDiffusion3Pipeline.from_pretrained({str(folder)!r}, text_encoder_3=None, tokenizer_3=None)
+config = pipe.transformer.config
+assert config.num_layers >= 6 and config.num_attention_heads >= 6
+image = pipe("a red circle", num_inference_steps=2).images[0]
+assert image.size == (128, 128) and not any(m.startswith("diffguide") for m in sys.modules)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, text=True)
+    mine, base = weights(folder), weights(zoo.path())
+    assert all(torch.equal(mine[k], base[k]) for k in base if k.startswith("vae."))
+    shared = [k for k in mine if k.startswith("text_encoder.text_model.")]
+    assert shared and all(torch.equal(mine[k], base[k.replace("text_model.", "")]) for k in shared)
+    scores = json.loads((folder / "scores.json").read_text())
+    assert f"| 2 | {scores['complete']['2']:.0%}" in (folder / "README.md").read_text()
+
+
 @shipped
 def test_it_loads_with_nothing_of_ours() -> None:
     """In a fresh interpreter, by plain diffusers, in float32; two steps give a finite picture."""
