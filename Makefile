@@ -41,9 +41,7 @@ demo: $(USER_STAMP)  ## a picture from a layout, guided and unguided side by sid
 	@mkdir -p outputs
 	@$(RUN) -m diffguide demo --out outputs/demo.png
 	@echo
-	@echo "The picture is outputs/demo.png. Next:"
 	@echo "  $(BIN)/diffguide generate --help    draw your own"
-	@echo "  $(BIN)/diffguide methods            see what can be attached"
 	@echo "  make test                           run every test"
 
 test: $(DEV_STAMP)  ## run every test

@@ -77,7 +77,10 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method])
 
 def _why(family: Family, method: Method) -> str:
     reason = family.lacks.get("weak pass") if method.branch == "weak" else None
-    return f"{reason}; use a method of word maps" if reason else "change its layers or kinds"
+    if reason:
+        return f"{reason}; use a method of word maps"
+    layers = getattr(method, "layers", None)
+    return f"layers = {layers!r} matches none: use down, mid, up, all or module names" if layers else "change its kinds"
 
 
 def unseen(family: Family, method: Method, sites: list[Site]) -> list[str]:

@@ -401,6 +401,8 @@ def of_pipe(pipe: Any) -> tuple[Family, str]:
         model = getattr(pipe, attribute, None)
         if isinstance(model, nn.Module):
             return of_model(model), attribute
+    if isinstance(pipe, nn.Module):
+        raise FamilyError(f"{type(pipe).__name__} is a model; pass the pipeline that it is part of")
     raise FamilyError(
         f"{type(pipe).__name__} has no denoiser (looked for {', '.join(DENOISERS)}); pass a diffusers pipeline"
     )

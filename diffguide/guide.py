@@ -49,7 +49,10 @@ class Guide:
     def __init__(self, pipe: Any, *methods: Method, prompt: str | list[str] | None = None) -> None:
         for method in methods:
             if not isinstance(method, Method):
-                raise AttachError(f"{method!r} is not a method; pass instances such as diffguide.PAG(scale=3.0)")
+                raise AttachError(
+                    f"{type(method).__name__} is not a method; Guide(pipe, ...) takes the pipeline first, then "
+                    "instances such as diffguide.PAG(scale=3.0)"
+                )
         versions.warn_once()
         self.pipe = pipe
         self.methods = methods

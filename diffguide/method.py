@@ -105,6 +105,10 @@ def _is(value: Any, kind: Any) -> bool:
 
 def _name(kind: Any) -> str:
     names = {float: "a number", int: "a whole number", bool: "true or false", str: "a text"}
+    if kind == Window:
+        return "a pair start:stop such as 0:0.3, in Python (0.0, 0.3)"
+    if typing.get_origin(kind) is tuple:
+        return f"a tuple, each of its items {_name(typing.get_args(kind)[0])}, even if it is one"
     return names.get(kind, str(kind).replace("typing.", ""))
 
 

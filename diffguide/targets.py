@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffguide.errors import LayoutError
 from diffguide.layout import Layout, Region
-from diffguide.method import Context
+from diffguide.method import Context, Method
 
 # words that say how many, not what: no place in the picture belongs to them
 _COUNT = re.compile(r"^(?:(?:an?|the|one|two|three|four|five|six|seven|eight|nine|ten|\d+)\s+)+", re.IGNORECASE)
@@ -22,6 +22,28 @@ class Target:
 
     region: Region
     columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Placed(Method):
+    """A method that puts phrases where a layout says; one layout for all pictures, or one for each prompt."""
+
+    layout: Layout | Sequence[Layout]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_layouts(type(self).__name__, self.layout)
+
+
+def check_layouts(owner: str, layout: object) -> None:
+    """Raise LayoutError unless it is a layout with regions, or a sequence of such."""
+    each = [layout] if isinstance(layout, Layout) else layout
+    if not isinstance(each, list | tuple) or not each or not all(isinstance(one, Layout) for one in each):
+        raise LayoutError(
+            f"{owner}.layout = {layout!r:.60} is not a Layout; make one of regions, or read one by Layout.load(file)"
+        )
+    if not any(region.weight > 0 for one in each for region in one.regions):
+        raise LayoutError(f"{owner}.layout has no region; give it at least one, Layout(Region(phrase, box=...))")
 
 
 def bare_phrase(phrase: str) -> str:

@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiffguideError as error:
         return _fail(str(error))
     except KeyboardInterrupt:
+        print("diffguide: interrupted; what was finished is kept", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -170,12 +172,22 @@ def quiet(model: str) -> None:
         os.environ.setdefault(f"{library}_VERBOSITY", "error")
     from diffguide import zoo
 
+    if model in zoo.MODELS:
+        few_threads()
     if model in zoo.MODELS or Path(model).is_dir():
         import diffusers.utils.logging
         import transformers.utils.logging
 
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
+
+
+def few_threads() -> None:
+    """One thread for models so small that threads mostly wait for each other; OMP_NUM_THREADS says otherwise."""
+    import torch
+
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -200,7 +212,8 @@ def demo(options: argparse.Namespace) -> None:
         print(f"\n{title} ({verdict.picture.seconds:.1f} s)")
         for line in lines:
             print(f"  {line}")
+    here = "diffguide" if shutil.which("diffguide") else f"{os.path.relpath(sys.executable)} -m diffguide"
     print(f"\nwrote {out}. What to do next:")
-    print(f"  diffguide run {out} --out again.png      draw the guided picture again from the recipe in this file")
-    print(f'  diffguide maps "{guided.prompt}" --out maps      see where each word looks')
-    print("  diffguide methods      every method with every knob")
+    print(f"  {here} run {out} --out again.png      draw the guided picture again from the recipe in this file")
+    print(f'  {here} maps "{guided.prompt}" --out maps      see where each word looks')
+    print(f"  {here} methods      every method with every knob")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffguide.cli.drawing import check_writable
+from diffguide.cli.drawing import check_writable, quiet
 from diffguide.cli.terminal import print_json, tell
 from diffguide.errors import ModelError, ParamError
 
@@ -137,6 +137,7 @@ def bench(options: argparse.Namespace) -> None:
     if options.out:
         check_writable(Path(options.out) / "report.md")
 
+    quiet(options.model)
     from diffguide import bench as benches
 
     if options.name not in benches.names():

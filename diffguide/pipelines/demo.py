@@ -100,7 +100,7 @@ def run_demo(
     pipe = load(model, device=device) if pipe is None else pipe
     verdicts = []
     for title, recipe in recipes(seed, model, device, steps).items():
-        (picture,) = draw(recipe, pipe, progress=progress)
+        (picture,) = draw(recipe, pipe, progress=progress, title=title)
         verdicts.append(judge(title, picture))
     boxes = [r.instances[0] for r in LAYOUT.regions]
     return pictures.side_by_side([(pictures.boxed(v.picture.image, boxes), v.lines) for v in verdicts]), verdicts

@@ -65,6 +65,7 @@ def draw(
     index: int | None = None,
     capture_maps: bool | Sequence[str] = False,
     progress: bool = True,
+    title: str | None = None,
 ) -> Iterator[Picture]:
     """The pictures of a recipe, one after the other.
 
@@ -77,6 +78,7 @@ def draw(
         index: draw only this picture.
         capture_maps: also collect word maps, of the named words or, with True, of every word of the prompt.
         progress: show a bar on stderr.
+        title: what stands before the bar; the number of the picture if not given.
 
     Raises:
         DiffguideError: something in the recipe is wrong; everything that can be checked is, before the first step.
@@ -99,7 +101,9 @@ def draw(
         for number in numbers:
             if scheduler is not None:
                 pipe.scheduler = from_config(scheduler, kept.config)
-            pipe.set_progress_bar_config(desc=f"picture {number + 1} of {recipe.num_images}", disable=not progress)
+            pipe.set_progress_bar_config(
+                desc=title or f"picture {number + 1} of {recipe.num_images}", disable=not progress
+            )
             generator = torch.Generator("cpu").manual_seed((recipe.seed + number) % 2**63)
             began = time.perf_counter()
             with Guide(pipe, *methods) as guide:

@@ -100,7 +100,7 @@ def scheduler_class(name: str) -> Any:
     return getattr(diffusers, SCHEDULERS[name])
 
 
-def _short(error: Exception, most: int = 240) -> str:
+def _short(error: Exception, most: int = 500) -> str:
     """The first sentence of an error of another library."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= most else text[: most - 3] + "..."

@@ -11,7 +11,7 @@ from diffguide.concepts import Carried, decay, find_concepts, last_column, respo
 from diffguide.layout import Layout
 from diffguide.maps import Maps, Watch
 from diffguide.method import Context, Method, Window, param
-from diffguide.targets import find_targets
+from diffguide.targets import check_layouts, find_targets
 
 EPS = 1e-8
 FEWEST = 4 / 256  # of the cells; fewer above the threshold are no region
@@ -41,6 +41,11 @@ class AStar(Method):
 
     neutral = {"scale": 0.0}
     paper = "arXiv 2306.14544"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.layout is not None:
+            check_layouts("AStar", self.layout)
 
     def prepare(self, context: Context) -> None:
         if self.layout is None:

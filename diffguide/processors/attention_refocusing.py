@@ -1,6 +1,5 @@
 """Attention refocusing. Q. Phung, S. Ge, J.-B. Huang, CVPR 2024, arXiv 2306.05427."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +8,8 @@ from torch import Tensor
 from diffguide.concepts import last_column, responses
 from diffguide.layout import Layout
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, Window, param
-from diffguide.targets import find_targets
+from diffguide.method import Context, Window, param
+from diffguide.targets import Placed, find_targets
 
 # progress up to which, times the step size, most moves: the schedule of the paper's 50 steps
 SCHEDULE = ((0.04, 1.0, 2), (0.10, 1.0, 6), (0.20, 0.75, 3))
@@ -19,7 +18,7 @@ LATER = ((0.20, 0.75, 2), (0.30, 0.75, 2), (0.40, 0.25, 2), (0.50, 0.25, 2), (0.
 
 
 @dataclass(frozen=True)
-class AttentionRefocusing(Method):
+class AttentionRefocusing(Placed):
     r"""Words look into their boxes (CAR), and cells of a box at cells of that box (SAR).
 
     $L_{CAR} = \mathrm{mean}_i\,(1 - \max X_i M_i) + \mathrm{mean}_i \max X_i (1 - M_i)$ with $X$ as in
@@ -27,7 +26,6 @@ class AttentionRefocusing(Method):
     self-attention $S$. The losses of the paper; its code weighs them differently.
     """
 
-    layout: Layout | Sequence[Layout]
     scale: float = param(4.0, "step size in the first tenth: 0 changes nothing", low=0.0, high=1000.0)
     cross: float = param(1.0, "weight of L_CAR", low=0.0, high=10.0)
     selves: float = param(1.0, "weight of L_SAR; 0: self-attention is not watched", low=0.0, high=10.0)

@@ -1,6 +1,5 @@
 """Backward guidance, also called layout guidance. M. Chen, I. Laina, A. Vedaldi, WACV 2024, arXiv 2304.03373."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,13 +7,13 @@ from torch import Tensor
 
 from diffguide.layout import Layout, Region
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, Window, param
+from diffguide.method import Context, Window, param
 from diffguide.site import Grid
-from diffguide.targets import find_targets, union
+from diffguide.targets import Placed, find_targets, union
 
 
 @dataclass(frozen=True)
-class BackwardGuidance(Method):
+class BackwardGuidance(Placed):
     r"""The attention of a phrase is drawn into its boxes.
 
     $E = \big(1 - \sum_{i \in M} P_i \big/ \sum_i P_i\big)^2$ for each head, averaged over heads, tokens, objects and
@@ -23,7 +22,6 @@ class BackwardGuidance(Method):
     threshold.
     """
 
-    layout: Layout | Sequence[Layout]
     scale: float = param(30.0, "strength: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
     threshold: float = param(0.2, "E below which a picture is left alone", low=0.0, high=1.0)
     iterations: int = param(5, "most moves in one step", low=1, high=100)

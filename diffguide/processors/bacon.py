@@ -13,17 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffguide.concepts import decay
-from diffguide.layout import Layout, cells
+from diffguide.layout import cells
 from diffguide.maps import Maps, Watch, resize
-from diffguide.method import Context, Method, Window, param
+from diffguide.method import Context, Window, param
 from diffguide.site import Grid
-from diffguide.targets import find_targets, pick, union
+from diffguide.targets import Placed, find_targets, pick, union
 
 EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class Bacon(Method):
+class Bacon(Placed):
     r"""Objects of the right place, size and number, by attention at the boundary of boxes (reconstructed).
 
     For each object, $a = (1 - \lambda) c + \lambda S c$ is its cross-attention map $c$ spread by self-attention $S$,
@@ -31,7 +31,6 @@ class Bacon(Method):
     nothing just outside a box, nor where two boxes of one phrase meet; something at each of its four sides.
     """
 
-    layout: Layout | Sequence[Layout]
     scale: float = param(100.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
     first_iterations: int = param(10, "most moves in the first step", low=1, high=100)
     iterations: int = param(5, "most moves in a later step", low=1, high=100)

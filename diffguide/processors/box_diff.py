@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from diffguide.concepts import decay, last_column, responses
-from diffguide.layout import Layout, cells
+from diffguide.layout import cells
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, Window, param
+from diffguide.method import Context, Window, param
 from diffguide.site import Grid
-from diffguide.targets import find_targets
+from diffguide.targets import Placed, find_targets
 
 
 @dataclass(frozen=True)
-class BoxDiff(Method):
+class BoxDiff(Placed):
     r"""Inside a box the highest responses rise, outside they fall, and the map's profiles end where the box does.
 
     With $X$ as in Attend-and-Excite and $M$ the boxes of a phrase, the sum over phrases of
@@ -24,7 +24,6 @@ class BoxDiff(Method):
     is the mean of the highest share $P$ of the cells. A phrase of several tokens counts with their mean (our choice).
     """
 
-    layout: Layout | Sequence[Layout]
     scale: float = param(20.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
     share: float = param(0.2, "P: share of the cells whose responses count", low=0.01, high=1.0)
     reach: int = param(1, "L: cells to either side of a box's sides where profiles are compared", low=0, high=8)

@@ -1,6 +1,5 @@
 """R&B, region and boundary. J. Xiao et al., ICLR 2024, arXiv 2310.08872; formulas as in the authors' code."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +9,9 @@ from torch import Tensor
 from diffguide.concepts import over_words
 from diffguide.layout import Layout
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, Window, param
+from diffguide.method import Context, Window, param
 from diffguide.site import Grid
-from diffguide.targets import find_targets, smooth
+from diffguide.targets import Placed, find_targets, smooth
 
 EPS = 1e-8
 FACTOR = 120.0  # of the maps before the softmax over words whose edges are judged
@@ -20,7 +19,7 @@ SIGMA = 3.0
 
 
 @dataclass(frozen=True)
-class RegionBoundary(Method):
+class RegionBoundary(Placed):
     r"""The box around what is attended to is to be the box of the layout; mass and edges move there.
 
     $A'$ is the map of a phrase in 0..1, $\theta = 0.4\,\mathrm{mean}_M A' + 0.6\,\mathrm{mean}_{\bar M} A'$, $B$ the
@@ -30,7 +29,6 @@ class RegionBoundary(Method):
     authors' code, where a single cell has no area (our choice).
     """
 
-    layout: Layout | Sequence[Layout]
     scale: float = param(70.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
     iterations: int = param(5, "most moves in one step", low=1, high=100)
     enough: float = param(0.85, "IoU at which a phrase is left alone", low=0.0, high=1.0)
