@@ -55,6 +55,7 @@ class Generation:
         self.memories: dict[int, dict[str, Any]] = {n: {} for n in range(methods)}
         self.step, self.open, self.ended = 0, False, False
         self.scale, self.sigma = 1.0, 0.0
+        self.call: Arguments = ((), {})  # of the denoiser, as the weak pass gets them
         self.delta: Tensor | None = None
         self.term: Tensor | None = None
         self.seen: dict[int, Maps] = {}

@@ -199,7 +199,8 @@ class Guide:
             args, kwargs = self.family.with_latents(model, args, kwargs, run.moved(z))
         self._observe(run)
         self.report.forwards += z.shape[0] / run.pictures
-        return args, kwargs
+        run.call = args, kwargs
+        return passes.lent(args), passes.lent(kwargs)
 
     def _after(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """After it: take the observers out, run weak passes, add the terms."""
@@ -212,7 +213,7 @@ class Guide:
         for number, method in enumerate(self._active):
             if method.asks("observe") and number in run.seen:
                 method.observe(run.seen[number], run.context(number))
-        return self._shift(run, args, kwargs, out)
+        return self._shift(run, *run.call, out)
 
     def _descend(self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The gradient pass: repeat until no method wants to move any picture."""

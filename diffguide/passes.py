@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffguide.errors import SteeringError
 from diffguide.family import Family, bare
 from diffguide.maps import Maps, Seen, Watch
-from diffguide.processors.steered import Handler, SteeredProcessor
+from diffguide.processors.steered import Handler, SteeredProcessor, torch_attention
 from diffguide.site import Branch, Call, Grid, Site
 
 Wishes = dict[tuple[int, str], tuple[Watch, list[Site]]]  # by number of the method and name of the wish
@@ -39,13 +39,15 @@ def steered(handlers: dict[Site, Handler]) -> Iterator[None]:
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Gradients to the inputs alone: on, whatever mode the caller is in.
 
-    With frozen weights and compiled code left out.
+    With frozen weights, compiled code left out, and torch's own attention in every module.
     """
+    processors = {id(p): p for m in model.modules() if (p := getattr(m, "processor", None)) is not None}
     thawed = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
     for p in thawed:
         p.requires_grad_(False)
     try:
-        with eager(model), torch.inference_mode(False), torch.enable_grad():
+        attention = torch_attention(*processors.values())
+        with eager(model), attention, torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for p in thawed:
@@ -70,6 +72,15 @@ def usable(value: Any) -> Any:
         return {k: usable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(usable(v) for v in value)
+    return value
+
+
+def lent(value: Any) -> Any:
+    """Lists and dicts to give away: U-Nets empty the list of a T2I-Adapter's features."""
+    if type(value) is dict:
+        return {k: lent(v) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(lent, value))
     return value
 
 

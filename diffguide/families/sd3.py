@@ -7,7 +7,7 @@ from torch import nn
 
 from diffguide import tokens
 from diffguide.errors import PromptError
-from diffguide.family import Arguments, Batch, Family, bare, blank, third, together
+from diffguide.family import Arguments, Batch, Family, bare, blank, calls_of, third, together
 from diffguide.site import Site
 
 
@@ -28,7 +28,9 @@ class SD3(Family):
         sites = []
         for number, block in enumerate(blocks):
             part = third(number, len(blocks))
-            sites.append(Site(f"transformer_blocks.{number}.attn", "joint", part, level, block.attn))
+            sites.append(
+                Site(f"transformer_blocks.{number}.attn", "joint", part, level, block.attn, calls_of(block.attn))
+            )
             if getattr(block, "attn2", None) is not None:
                 sites.append(Site(f"transformer_blocks.{number}.attn2", "self", part, level, block.attn2))
         return sites
