@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffguide import passes
+from diffguide import caches, passes
 from diffguide.errors import AttachError
-from diffguide.family import Family
+from diffguide.family import Family, bare, denoisers, is_modular
 from diffguide.maps import Watch
 from diffguide.method import Context, Method
 from diffguide.processors.steered import check_processor
@@ -52,30 +52,41 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method])
     for method in methods:
         if method.asks("attend") and not method.where(sites):
             reasons.append(f"{type(method).__name__} finds no site in this denoiser; change its layers or kinds")
-    if any(m.asks("loss") for m in methods):
-        hooks = {hook for module in model.modules() for hook in diffusers_hooks(module)}
-        names = [type(m).__name__ for m in methods if m.asks("loss")]
-        if any(hook.startswith("group_offloading") for hook in hooks):
+    reasons += unfit(denoisers(pipe), methods)
+    shifters = [type(m).__name__ for m in methods if m.asks("shift")]
+    if shifters and is_modular(pipe):
+        guider = pipe.guider
+        if type(guider).__name__ != "ClassifierFreeGuidance" or guider.guidance_rescale:
             reasons.append(
-                f"{', '.join(names)} needs gradients, which are wrong under group offload; use "
-                "pipe.enable_model_cpu_offload() or pipe.enable_sequential_cpu_offload()"
+                f"{', '.join(shifters)} adds a term that {type(guider).__name__} would change; give the pipeline "
+                "ClassifierFreeGuidance without guidance_rescale, or diffguide.pipelines.WeakGuidance in place of a guide"
             )
-        if any("layerwise_casting" in hook for hook in hooks):
-            reasons.append(
-                f"{', '.join(names)} needs gradients, which layerwise casting does not support; load the denoiser "
-                "in one dtype"
-            )
-    if getattr(model, "_parallel_config", None) is not None:
-        reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
     if not hasattr(pipe.scheduler, "step"):
         reasons.append(f"{type(pipe.scheduler).__name__} has no step function; use a scheduler of diffusers")
     return reasons
 
 
-def diffusers_hooks(module: nn.Module) -> list[str]:
-    """Names of the hooks that diffusers has registered on a module."""
-    registry = getattr(module, "_diffusers_hook", None)
-    return list(getattr(registry, "hooks", {}))
+def unfit(models: list[nn.Module], methods: list[Method]) -> list[str]:
+    """Why the state of these denoisers does not go with the methods, each with the fix."""
+    reasons = []
+    inside = [type(m).__name__ for m in methods if acts_inside(m)]
+    losses = [type(m).__name__ for m in methods if m.asks("loss")]
+    for model in map(bare, models):
+        reasons += caches.refusals(model, inside)
+        moving = passes.moving_weights(model) if losses else None
+        if moving is not None and getattr(model, "is_gradient_checkpointing", False):
+            reasons.append(
+                f"{', '.join(losses)} needs gradients, which {moving} and gradient checkpointing together make wrong; "
+                "call disable_gradient_checkpointing() on the denoiser, or use pipe.enable_model_cpu_offload()"
+            )
+        if getattr(model, "_parallel_config", None) is not None:
+            reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
+    return list(dict.fromkeys(reasons))
+
+
+def acts_inside(method: Method) -> bool:
+    """Whether a method has a part in the model's own pass."""
+    return method.asks("observe") or (method.asks("attend") and method.branch != "weak")
 
 
 def explain(
@@ -120,7 +131,9 @@ def explain(
         }
         does = [text for verb, text in verbs.items() if text and method.asks(verb)]
         plan.lines.append(f"{name}: {acting} of {steps} steps, {' and '.join(does)}; sites {_short(touched)}")
-    if watched:
+    if watched and (moving := passes.moving_weights(bare(model))):
+        plan.lines.append(f"gradient pass: its memory is not estimated under {moving}")
+    elif watched:
         plan.memory = gradient_memory(family, model, size, watched, grids)
         plan.lines.append(f"gradient pass: about {plan.memory:.0f} MiB a picture on top of the weights")
     plan.refusals = refusals(pipe, family, model, active)
@@ -131,7 +144,7 @@ def explain(
 def notes(pipe: Any, model: nn.Module, methods: list[Method]) -> list[str]:
     """What works, but not as one may expect."""
     found = []
-    inside = [m for m in methods if m.asks("observe") or (m.asks("attend") and m.branch != "weak")]
+    inside = [m for m in methods if acts_inside(m)]
     if inside and passes.is_compiled(model):
         names = ", ".join(type(m).__name__ for m in inside)
         found.append(f"{names} acts inside the model's own pass, which then runs without torch.compile")

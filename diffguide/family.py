@@ -293,6 +293,11 @@ def in_turn(batch: Batch) -> dict[str, slice]:
     return {"uncond" if batch.call else "cond": slice(0, batch.rows)}
 
 
+def is_modular(pipe: Any) -> bool:
+    """Whether the pipeline is one of Modular Diffusers, whose guider calls the denoiser once for each prediction."""
+    return hasattr(pipe, "update_components") and getattr(pipe, "guider", None) is not None
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The model itself, where `torch.compile` has put another around it."""
     return getattr(model, "_orig_mod", model)
@@ -315,6 +320,12 @@ def of_model(model: nn.Module) -> Family:
 
 
 DENOISERS = ("unet", "transformer", "transformer_2")  # some pipelines have one for the first steps, one for the last
+
+
+def denoisers(pipe: Any) -> list[nn.Module]:
+    """The denoisers of a pipeline, as it holds them."""
+    found = (getattr(pipe, attribute, None) for attribute in DENOISERS)
+    return [model for model in found if isinstance(model, nn.Module)]
 
 
 def of_pipe(pipe: Any) -> tuple[Family, str]:

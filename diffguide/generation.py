@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffguide import stepping
 from diffguide.errors import AttachError, PromptError
-from diffguide.family import Arguments, Batch, Family
+from diffguide.family import Arguments, Batch, Family, in_turn, is_modular
 from diffguide.maps import Maps
 from diffguide.method import Context, Method
 from diffguide.passes import Wishes
@@ -81,7 +81,8 @@ class Generation:
     def branches(self, model: Any, call: Arguments, number: int) -> tuple[int, dict[str, slice]]:
         """How many rows a call has, and which are whose."""
         rows = self.family.latents(model, *call).shape[0]
-        return rows, self.family.branches(self.pipe, Batch(rows, number, self.pictures, self.encoded, call[1]))
+        batch = Batch(rows, number, self.pictures, self.encoded, call[1])
+        return rows, in_turn(batch) if is_modular(self.pipe) else self.family.branches(self.pipe, batch)
 
     def _prompts(self, given: list[str] | None) -> list[str | None]:
         """The prompt of each picture: pictures of one prompt follow each other."""
