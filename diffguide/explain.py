@@ -23,7 +23,8 @@ class Plan:
     Attributes:
         lines: one fact each.
         sites: names of the attention modules that each method touches.
-        memory: MiB that one gradient pass keeps for its backward, for one picture; None if no pass is needed.
+        memory: MiB that one gradient pass keeps for its backward, for one picture; None if no pass is needed, or if
+            the denoiser is offloaded.
         refusals: why the guide would not attach, each with the fix; empty if it would.
         notes: what will work, but not as one may expect.
     """
@@ -59,7 +60,7 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method])
         if type(guider).__name__ != "ClassifierFreeGuidance" or guider.guidance_rescale:
             reasons.append(
                 f"{', '.join(shifters)} adds a term that {type(guider).__name__} would change; give the pipeline "
-                "ClassifierFreeGuidance without guidance_rescale, or diffguide.pipelines.WeakGuidance in place of a guide"
+                "ClassifierFreeGuidance without guidance_rescale, or pipelines.WeakGuidance in place of a guide"
             )
     if not hasattr(pipe.scheduler, "step"):
         reasons.append(f"{type(pipe.scheduler).__name__} has no step function; use a scheduler of diffusers")
@@ -100,8 +101,8 @@ def explain(
 ) -> Plan:
     """See `Guide.explain`."""
     factor = getattr(pipe, "vae_scale_factor", 8)
-    default = family.example_size(model)
-    size = (height // factor if height else default[0], width // factor if width else default[1])
+    *frames, h, w = family.example_size(model)
+    size = (*frames, height // factor if height else h, width // factor if width else w)
     plan = Plan()
     sites = family.sites(model)
     grids = {site: family.grid(site, size) for site in sites}
@@ -110,7 +111,7 @@ def explain(
     )
     plan.lines.append(
         f"{type(pipe).__name__} with {type(model).__name__}: {len(sites)} attention modules ({kinds}), "
-        f"latents {size[0]}x{size[1]}, {type(pipe.scheduler).__name__}"
+        f"latents {'x'.join(map(str, size))}, {type(pipe.scheduler).__name__}"
     )
     active = [m for m in methods if not m.inert]
     watched: dict[str, tuple[Watch, list[Site]]] = {}
@@ -131,8 +132,8 @@ def explain(
         }
         does = [text for verb, text in verbs.items() if text and method.asks(verb)]
         plan.lines.append(f"{name}: {acting} of {steps} steps, {' and '.join(does)}; sites {_short(touched)}")
-    if watched and (moving := passes.moving_weights(bare(model))):
-        plan.lines.append(f"gradient pass: its memory is not estimated under {moving}")
+    if watched and (moved := _moved(bare(model))):
+        plan.lines.append(f"gradient pass: its memory is not estimated under {moved}")
     elif watched:
         plan.memory = gradient_memory(family, model, size, watched, grids)
         plan.lines.append(f"gradient pass: about {plan.memory:.0f} MiB a picture on top of the weights")
@@ -160,6 +161,11 @@ def notes(pipe: Any, model: nn.Module, methods: list[Method]) -> list[str]:
                 "under sequential offload a gradient pass keeps the streamed weights: the memory saving is lost"
             )
     return found
+
+
+def _moved(model: nn.Module) -> str | None:
+    """What moves weights when they are needed, and would move them among tensors without memory, too."""
+    return passes.moving_weights(model) or ("offload" if any(hasattr(m, "_hf_hook") for m in model.modules()) else None)
 
 
 def _touched(
