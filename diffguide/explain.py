@@ -74,15 +74,20 @@ def unfit(models: list[nn.Module], methods: list[Method]) -> list[str]:
     losses = [type(m).__name__ for m in methods if m.asks("loss")]
     for model in map(bare, models):
         reasons += caches.refusals(model, inside)
-        moving = passes.moving_weights(model) if losses else None
-        if moving is not None and getattr(model, "is_gradient_checkpointing", False):
+        if losses and (changing := _changing(model)) and getattr(model, "is_gradient_checkpointing", False):
             reasons.append(
-                f"{', '.join(losses)} needs gradients, which {moving} and gradient checkpointing together make wrong; "
+                f"{', '.join(losses)} needs gradients, which {changing} and gradient checkpointing together make wrong; "
                 "call disable_gradient_checkpointing() on the denoiser, or use pipe.enable_model_cpu_offload()"
             )
         if getattr(model, "_parallel_config", None) is not None:
             reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
     return list(dict.fromkeys(reasons))
+
+
+def _changing(model: nn.Module) -> str | None:
+    """What makes a block that is run again for its gradient another one, if anything does."""
+    config = getattr(model, "_cache_config", None)
+    return passes.moving_weights(model) or (None if config is None else type(config).__name__)
 
 
 def acts_inside(method: Method) -> bool:

@@ -128,6 +128,15 @@ def test_caches_that_count_calls_are_refused(config: Any) -> None:
         Guide(pipe, PAG(layers="all")).attach()
 
 
+def test_a_cache_and_checkpointing_are_refused_for_gradients() -> None:
+    """A block that is run again finds what it kept the first time, and leaves the rest out."""
+    pipe, _ = built("flux")
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    pipe.transformer.enable_gradient_checkpointing()
+    with pytest.raises(AttachError, match="Pull needs gradients, which FirstBlockCacheConfig and gradient checkpoint"):
+        Guide(pipe, Pull()).attach()
+
+
 def test_the_cache_of_a_second_denoiser_counts() -> None:
     pipe, _ = built("wan_with_two_denoisers")
     pipe.transformer_2.enable_cache(FirstBlockCacheConfig())

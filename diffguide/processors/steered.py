@@ -105,14 +105,21 @@ def torch_attention(*processors: Any) -> Iterator[None]:
     It is the one that can be caught, differentiated and given any mask: flash and sage take none, and sage has no
     gradient.
     """
-    told = [(p, vars(p).get("_attention_backend")) for p in processors if hasattr(p, "_attention_backend")]
+    told = [(p, "_attention_backend" in vars(p), p._attention_backend) for p in processors if dispatches(p)]
     try:
-        for processor, _ in told:
+        for processor, _, _ in told:
             processor._attention_backend = "native"
         yield
     finally:
-        for processor, backend in told:
+        for processor, own, backend in told:
             processor._attention_backend = backend
+            if not own:
+                del processor._attention_backend
+
+
+def dispatches(processor: Any) -> bool:
+    """Whether diffusers' choice of a backend reaches this processor."""
+    return hasattr(processor, "_attention_backend")
 
 
 @functools.cache
