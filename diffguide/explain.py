@@ -76,8 +76,8 @@ def unfit(models: list[nn.Module], methods: list[Method]) -> list[str]:
         reasons += caches.refusals(model, inside)
         if losses and (changing := _changing(model)) and getattr(model, "is_gradient_checkpointing", False):
             reasons.append(
-                f"{', '.join(losses)} needs gradients, which {changing} and gradient checkpointing together make wrong; "
-                "call disable_gradient_checkpointing() on the denoiser, or use pipe.enable_model_cpu_offload()"
+                f"{', '.join(losses)} needs gradients, which {changing} and gradient checkpointing together make "
+                "wrong; call disable_gradient_checkpointing() on the denoiser, or use pipe.enable_model_cpu_offload()"
             )
         if getattr(model, "_parallel_config", None) is not None:
             reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
@@ -105,7 +105,7 @@ def explain(
     width: int | None,
 ) -> Plan:
     """See `Guide.explain`."""
-    factor = getattr(pipe, "vae_scale_factor", 8)
+    factor = getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", 8)
     *frames, h, w = family.example_size(model)
     size = (*frames, height // factor if height else h, width // factor if width else w)
     plan = Plan()

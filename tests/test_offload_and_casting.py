@@ -157,4 +157,4 @@ def test_repeated_blocks_are_compiled_and_steered() -> None:
 def test_video_is_explained_with_its_frames() -> None:
     pipe, _, _ = built("wan")
     plan = Guide(pipe, Pull()).explain(steps=4, height=32, width=48)
-    assert "latents 21x16x24" in plan.lines[0] and plan.memory
+    assert "latents 21x4x6" in plan.lines[0] and plan.memory
