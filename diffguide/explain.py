@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffguide import passes
+from diffguide import caches, passes
 from diffguide.errors import AttachError
-from diffguide.family import OF_KIND, Family, sites_of
+from diffguide.family import OF_KIND, Family, bare, denoisers, is_modular, sites_of
 from diffguide.maps import Watch
 from diffguide.method import Context, Method
 from diffguide.processors.steered import check_processor
@@ -25,7 +25,8 @@ class Plan:
     Attributes:
         lines: one fact each.
         sites: names of the attention modules that each method touches.
-        memory: MiB that one gradient pass keeps for its backward, for one picture; None if no pass is needed.
+        memory: MiB that one gradient pass keeps for its backward, for one picture; None if no pass is needed, or if
+            the denoiser is offloaded.
         refusals: why the guide would not attach, each with the fix; empty if it would.
         notes: what will work, but not as one may expect.
     """
@@ -55,21 +56,15 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method])
         if method.asks("attend") and not method.where(sites):
             reasons.append(f"{type(method).__name__} finds no site in this denoiser; {_why(family, method)}")
         reasons += unseen(family, method, sites)
-    if any(m.asks("loss") for m in methods):
-        hooks = {hook for module in model.modules() for hook in diffusers_hooks(module)}
-        names = [type(m).__name__ for m in methods if m.asks("loss")]
-        if any(hook.startswith("group_offloading") for hook in hooks):
+    reasons += unfit(denoisers(pipe), methods)
+    shifters = [type(m).__name__ for m in methods if m.asks("shift")]
+    if shifters and is_modular(pipe):
+        guider = pipe.guider
+        if type(guider).__name__ != "ClassifierFreeGuidance" or guider.guidance_rescale:
             reasons.append(
-                f"{', '.join(names)} needs gradients, which are wrong under group offload; use "
-                "pipe.enable_model_cpu_offload() or pipe.enable_sequential_cpu_offload()"
+                f"{', '.join(shifters)} adds a term that {type(guider).__name__} would change; give the pipeline "
+                "ClassifierFreeGuidance without guidance_rescale, or pipelines.WeakGuidance in place of a guide"
             )
-        if any("layerwise_casting" in hook for hook in hooks):
-            reasons.append(
-                f"{', '.join(names)} needs gradients, which layerwise casting does not support; load the denoiser "
-                "in one dtype"
-            )
-    if getattr(model, "_parallel_config", None) is not None:
-        reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
     if not hasattr(pipe.scheduler, "step"):
         reasons.append(f"{type(pipe.scheduler).__name__} has no step function; use a scheduler of diffusers")
     return reasons
@@ -93,10 +88,32 @@ def unseen(family: Family, method: Method, sites: list[Site]) -> list[str]:
     ]
 
 
-def diffusers_hooks(module: nn.Module) -> list[str]:
-    """Names of the hooks that diffusers has registered on a module."""
-    registry = getattr(module, "_diffusers_hook", None)
-    return list(getattr(registry, "hooks", {}))
+def unfit(models: list[nn.Module], methods: list[Method]) -> list[str]:
+    """Why the state of these denoisers does not go with the methods, each with the fix."""
+    reasons = []
+    inside = [type(m).__name__ for m in methods if acts_inside(m)]
+    losses = [type(m).__name__ for m in methods if m.asks("loss")]
+    for model in map(bare, models):
+        reasons += caches.refusals(model, inside)
+        if losses and (changing := _changing(model)) and getattr(model, "is_gradient_checkpointing", False):
+            reasons.append(
+                f"{', '.join(losses)} needs gradients, which {changing} and gradient checkpointing together make "
+                "wrong; call disable_gradient_checkpointing() on the denoiser, or use pipe.enable_model_cpu_offload()"
+            )
+        if getattr(model, "_parallel_config", None) is not None:
+            reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
+    return list(dict.fromkeys(reasons))
+
+
+def _changing(model: nn.Module) -> str | None:
+    """What makes a block that is run again for its gradient another one, if anything does."""
+    config = getattr(model, "_cache_config", None)
+    return passes.moving_weights(model) or (None if config is None else type(config).__name__)
+
+
+def acts_inside(method: Method) -> bool:
+    """Whether a method has a part in the model's own pass."""
+    return method.asks("observe") or (method.asks("attend") and method.branch != "weak")
 
 
 def explain(
@@ -109,9 +126,9 @@ def explain(
     width: int | None,
 ) -> Plan:
     """See `Guide.explain`."""
-    factor = getattr(pipe, "vae_scale_factor", 8)
-    default = family.example_size(model)
-    size = (height // factor if height else default[0], width // factor if width else default[1])
+    factor = getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", 8)
+    *frames, h, w = family.example_size(model)
+    size = (*frames, height // factor if height else h, width // factor if width else w)
     plan = Plan()
     sites = sites_of(family, model)
     grids = {site: family.grid(site, size) for site in sites}
@@ -120,7 +137,7 @@ def explain(
     )
     plan.lines.append(
         f"{type(pipe).__name__} with {type(model).__name__}: {len(sites)} attention modules ({kinds}), "
-        f"latents {size[0]}x{size[1]}, {type(pipe.scheduler).__name__}"
+        f"latents {'x'.join(map(str, size))}, {type(pipe.scheduler).__name__}"
     )
     active = [m for m in methods if not m.inert]
     watched: dict[str, tuple[Watch, list[Site]]] = {}
@@ -141,7 +158,9 @@ def explain(
         }
         does = [text for verb, text in verbs.items() if text and method.asks(verb)]
         plan.lines.append(f"{name}: {acting} of {steps} steps, {' and '.join(does)}; sites {_short(touched)}")
-    if watched:
+    if watched and (moved := _moved(bare(model))):
+        plan.lines.append(f"gradient pass: its memory is not estimated under {moved}")
+    elif watched:
         plan.memory = gradient_memory(family, model, size, watched, grids)
         plan.lines.append(f"gradient pass: about {plan.memory:.0f} MiB a picture on top of the weights")
     plan.refusals = refusals(pipe, family, model, active)
@@ -152,7 +171,7 @@ def explain(
 def notes(pipe: Any, model: nn.Module, methods: list[Method]) -> list[str]:
     """What works, but not as one may expect."""
     found = []
-    inside = [m for m in methods if m.asks("observe") or (m.asks("attend") and m.branch != "weak")]
+    inside = [m for m in methods if acts_inside(m)]
     if inside and passes.is_compiled(model):
         names = ", ".join(type(m).__name__ for m in inside)
         found.append(f"{names} acts inside the model's own pass, which then runs without torch.compile")
@@ -168,6 +187,11 @@ def notes(pipe: Any, model: nn.Module, methods: list[Method]) -> list[str]:
                 "under sequential offload a gradient pass keeps the streamed weights: the memory saving is lost"
             )
     return found
+
+
+def _moved(model: nn.Module) -> str | None:
+    """What moves weights when they are needed, and would move them among tensors without memory, too."""
+    return passes.moving_weights(model) or ("offload" if any(hasattr(m, "_hf_hook") for m in model.modules()) else None)
 
 
 def _touched(

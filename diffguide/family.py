@@ -334,6 +334,11 @@ def self_and_cross(model: nn.Module, blocks: str, level: int, calls: int = 1) ->
     return sites
 
 
+def calls_of(module: nn.Module) -> int:
+    """Attention calls of a module's processor: an IP-Adapter goes on to its pictures, those whose scale is not 0."""
+    return 0 if hasattr(module.processor, "to_k_ip") else 1
+
+
 def together(pipe: Any, batch: Batch) -> dict[str, slice]:
     """[uncond, cond] in one call under classifier-free guidance, else only cond."""
     guided = getattr(pipe, "do_classifier_free_guidance", batch.encoded.get("do_classifier_free_guidance", False))
@@ -346,6 +351,11 @@ def together(pipe: Any, batch: Batch) -> dict[str, slice]:
 def in_turn(batch: Batch) -> dict[str, slice]:
     """A call each: the conditional one first."""
     return {"uncond" if batch.call else "cond": slice(0, batch.rows)}
+
+
+def is_modular(pipe: Any) -> bool:
+    """Whether the pipeline is one of Modular Diffusers, whose guider calls the denoiser once for each prediction."""
+    return hasattr(pipe, "update_components") and getattr(pipe, "guider", None) is not None
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -393,6 +403,12 @@ def _versions() -> str:
 
 
 DENOISERS = ("unet", "transformer", "transformer_2")  # some pipelines have one for the first steps, one for the last
+
+
+def denoisers(pipe: Any) -> list[nn.Module]:
+    """The denoisers of a pipeline, as it holds them."""
+    found = (getattr(pipe, attribute, None) for attribute in DENOISERS)
+    return [model for model in found if isinstance(model, nn.Module)]
 
 
 def of_pipe(pipe: Any) -> tuple[Family, str]:

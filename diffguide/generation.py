@@ -7,7 +7,7 @@ from torch import Tensor
 
 from diffguide import stepping
 from diffguide.errors import AttachError, PromptError
-from diffguide.family import LARGE, Arguments, Batch, Encoding, Family, sites_of
+from diffguide.family import LARGE, Arguments, Batch, Encoding, Family, in_turn, is_modular, sites_of
 from diffguide.maps import Maps
 from diffguide.method import Context, Method
 from diffguide.passes import Wishes
@@ -55,6 +55,7 @@ class Generation:
         self.memories: dict[int, dict[str, Any]] = {n: {} for n in range(methods)}
         self.step, self.open, self.ended = 0, False, False
         self.scale, self.sigma = 1.0, 0.0
+        self.call: Arguments = ((), {})  # of the denoiser, as the weak pass gets them
         self.delta: Tensor | None = None
         self.term: Tensor | None = None
         self.seen: dict[int, Maps] = {}
@@ -80,7 +81,8 @@ class Generation:
     def branches(self, model: Any, call: Arguments, number: int) -> tuple[int, dict[str, slice]]:
         """How many rows a call has, and which are whose."""
         rows = self.family.latents(model, *call).shape[0]
-        return rows, self.family.branches(self.pipe, Batch(rows, number, self.pictures, self.encoded, call[1]))
+        batch = Batch(rows, number, self.pictures, self.encoded, call[1])
+        return rows, in_turn(batch) if is_modular(self.pipe) else self.family.branches(self.pipe, batch)
 
     def _prompts(self, given: list[str] | None) -> list[str | None]:
         """The prompt of each picture: pictures of one prompt follow each other."""

@@ -17,10 +17,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from diffguide import passes, stepping, versions
+from diffguide import caches, passes, stepping, versions
 from diffguide.errors import AttachError
-from diffguide.explain import Plan, explain, refusals
-from diffguide.family import DENOISERS, of_pipe
+from diffguide.explain import Plan, explain, refusals, unfit
+from diffguide.family import bare, denoisers, of_pipe
 from diffguide.generation import Generation, OnRows, capped
 from diffguide.maps import Maps
 from diffguide.method import Method
@@ -118,12 +118,11 @@ class Guide:
 
     def _install(self) -> None:
         disabled: Any = torch.compiler.disable
-        for model in (getattr(self.pipe, attribute, None) for attribute in DENOISERS):
-            if isinstance(model, torch.nn.Module):
-                before = model.register_forward_pre_hook(disabled(self._before), with_kwargs=True)
-                after = model.register_forward_hook(disabled(self._after), with_kwargs=True, always_call=True)
-                self._undo.callback(before.remove)
-                self._undo.callback(after.remove)
+        for model in denoisers(self.pipe):
+            before = model.register_forward_pre_hook(disabled(self._before), with_kwargs=True)
+            after = model.register_forward_hook(disabled(self._after), with_kwargs=True, always_call=True)
+            self._undo.callback(before.remove)
+            self._undo.callback(after.remove)
         self._listen(self.family.encoder, self._hear)
         self._listen("check_inputs", self._forget)  # last, so that it comes first
         self._wrap_scheduler()
@@ -175,6 +174,8 @@ class Guide:
     def _begin(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Generation":
         """Open a run at its first denoiser call: who is who in the batch, which words are where."""
         self._wrap_scheduler()
+        if reasons := unfit(denoisers(self.pipe), self._active):  # it may have changed after attaching
+            raise AttachError("; ".join(reasons))
         given = self._told or self._heard
         encoded, self._encoded = self._encoded or {}, None
         run = Generation(self.pipe, self.family, model, len(self._active), given, encoded, (args, kwargs))
@@ -189,6 +190,8 @@ class Guide:
         if self._run is not None and not self._run.ended:
             self._run.ended = True
             self._run.restore()
+            for model in denoisers(self.pipe):
+                caches.forget(bare(model))
             if self._run.step < self._run.steps:
                 self.report.stop()
 
@@ -206,7 +209,8 @@ class Guide:
             args, kwargs = self.family.with_latents(model, args, kwargs, run.moved(z))
         self._observe(run)
         self.report.forwards += z.shape[0] / run.pictures
-        return args, kwargs
+        run.call = args, kwargs
+        return passes.lent(args), passes.lent(kwargs)
 
     def _after(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """After it: take the observers out, run weak passes, add the terms."""
@@ -219,7 +223,7 @@ class Guide:
         for number, method in enumerate(self._active):
             if method.asks("observe") and number in run.seen:
                 method.observe(run.seen[number], run.context(number))
-        return self._shift(run, args, kwargs, out)
+        return self._shift(run, *run.call, out)
 
     def _descend(self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """The gradient pass: repeat until no method wants to move any picture."""
@@ -321,7 +325,7 @@ class Guide:
 
     def _shift(self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Add every method's term to every prediction: the pipeline combines them with weights that sum to one."""
-        shifters = [m for n, m in enumerate(self._active) if m.asks("shift") and m.acts(run.context(n))]
+        shifters = {n: m for n, m in enumerate(self._active) if m.asks("shift") and m.acts(run.context(n))}
         if not shifters:
             return out
         y = self.family.prediction(out)
@@ -343,39 +347,28 @@ class Guide:
     def _term(
         self,
         run: "Generation",
-        shifters: list[Method],
+        shifters: dict[int, Method],
         pred: dict[str, Tensor],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Tensor:
         """The sum of the methods' terms, from the first call of a step."""
         d = torch.zeros_like(pred["cond"])
-        for method in shifters:
-            weak = {"weak": self._weak(run, method, args, kwargs)} if method.branch == "weak" else {}
+        for number, method in shifters.items():
+            weak = {"weak": self._weak(run, number, args, kwargs)} if method.branch == "weak" else {}
             d = d + method.shift(pred | weak).to(d.dtype)
         return self.family.term(run.model, d)
 
-    def _weak(self, run: "Generation", method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The prediction of the conditional rows with the method's attention."""
+    def _weak(self, run: "Generation", number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The prediction of the conditional rows with the attention of this method."""
+        method = self._active[number]
         rows = self.family.latents(run.model, args, kwargs).shape[0]
         own = torch.arange(rows)[run.rows["cond"]]
         cut = self.family.take(args, kwargs, own, rows)
 
-        def handler(site: Site, *qkv: Any) -> Tensor:
-            call = passes.call_at(
-                self.family,
-                site,
-                run.grids[site],
-                qkv,
-                words=run.words,
-                rows={"weak": slice(None)},
-                branch="weak",
-                progress=run.progress,
-            )
-            return chain([method], call)
-
-        at = {site: functools.partial(handler, site) for site in method.where(run.sites)}
-        with passes.eager(run.model), passes.steered(at):
+        weakened = passes.weakened(self.family, method, run.sites, run.grids, words=run.words, progress=run.progress)
+        cache = caches.apart(bare(run.model), f"weak {number}")
+        with passes.eager(run.model), weakened, cache:
             out = passes.evaluate(run.model, *cut)
         self.report.forwards += 1
         return self.family.prediction(out)

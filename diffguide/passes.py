@@ -1,6 +1,7 @@
 """Evaluations of the denoiser beside the pipeline's own: the gradient pass, which ends early, and the weak pass."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -8,10 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffguide import caches
 from diffguide.errors import SteeringError
 from diffguide.family import Family, bare
 from diffguide.maps import Maps, Seen, Watch
-from diffguide.processors.steered import Handler, SteeredProcessor
+from diffguide.method import Method
+from diffguide.processors.steered import Handler, SteeredProcessor, chain, torch_attention
 from diffguide.site import Branch, Call, Grid, Site
 
 Wishes = dict[tuple[int, str], tuple[Watch, list[Site]]]  # by number of the method and name of the wish
@@ -39,17 +42,41 @@ def steered(handlers: dict[Site, Handler]) -> Iterator[None]:
 def differentiable(model: nn.Module) -> Iterator[None]:
     """Gradients to the inputs alone: on, whatever mode the caller is in.
 
-    With frozen weights and compiled code left out.
+    With frozen weights, compiled code left out, and torch's own attention in every module.
     """
+    processors = {id(p): p for m in model.modules() if (p := getattr(m, "processor", None)) is not None}
     thawed = [p for p in model.parameters() if p.requires_grad and not p.is_inference()]
     for p in thawed:
         p.requires_grad_(False)
     try:
-        with eager(model), torch.inference_mode(False), torch.enable_grad():
+        attention = torch_attention(*processors.values())
+        with eager(model), attention, torch.inference_mode(False), torch.enable_grad():
             yield
     finally:
         for p in thawed:
             p.requires_grad_(True)
+
+
+def moving_weights(model: nn.Module) -> str | None:
+    """What takes weights elsewhere between forward and backward, if anything does: its name."""
+    for module in model.modules():
+        for name in getattr(getattr(module, "_diffusers_hook", None), "hooks", {}):
+            if name.startswith("group_offloading"):
+                return "group offload"
+            if "layerwise_casting" in name:
+                return "layerwise casting"
+    return None
+
+
+@contextlib.contextmanager
+def pinned(model: nn.Module) -> Iterator[None]:
+    """Saved weights as the forward had them: group offload and layerwise casting put others into the same tensor."""
+    if moving_weights(model) is None:
+        yield
+        return
+    own = {id(t) for t in (*model.parameters(), *model.buffers())}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach() if id(t) in own else t, lambda t: t):
+        yield
 
 
 def eager(model: nn.Module) -> contextlib.AbstractContextManager[Any]:
@@ -70,6 +97,15 @@ def usable(value: Any) -> Any:
         return {k: usable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return type(value)(usable(v) for v in value)
+    return value
+
+
+def lent(value: Any) -> Any:
+    """Lists and dicts to give away: U-Nets empty the list of a T2I-Adapter's features."""
+    if type(value) is dict:
+        return {k: lent(v) for k, v in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map(lent, value))
     return value
 
 
@@ -101,6 +137,7 @@ def looking(
     Raises:
         SteeringError: a site was never reached.
     """
+    early = early and moving_weights(bare(model)) != "group offload"  # it traces the order of whole passes
     seen: dict[tuple[int, str], list[Seen]] = {key: [] for key in wishes}
     pending = {site for _, sites in wishes.values() for site in sites}
     done = False
@@ -117,7 +154,7 @@ def looking(
 
         return handle
 
-    with steered({site: watch(site) for site in pending}):
+    with steered({site: watch(site) for site in pending}), caches.apart(bare(model)), pinned(bare(model)):
         with contextlib.suppress(_Enough):
             evaluate(model, args, kwargs)
         if pending:
@@ -127,6 +164,21 @@ def looking(
             )
         done = True
         yield by_method(seen)
+
+
+@contextlib.contextmanager
+def weakened(
+    family: Family, method: Method, sites: list[Site], grids: dict[Site, Grid], *, words: int, progress: float
+) -> Iterator[None]:
+    """The attention of a method's weak branch, in every row, at its sites."""
+
+    def handler(site: Site, *qkv: Any) -> Tensor:
+        rows = {"weak": slice(None)}
+        call = call_at(family, site, grids[site], qkv, words=words, rows=rows, branch="weak", progress=progress)
+        return chain([method], call)
+
+    with steered({site: functools.partial(handler, site) for site in method.where(sites)}):
+        yield
 
 
 def by_method(seen: dict[tuple[int, str], list[Seen]]) -> dict[int, Maps]:

@@ -536,13 +536,6 @@ def test_unknown_models_and_objects_are_refused() -> None:
         PAG(scale=-1)
 
 
-def test_layerwise_casting_is_refused_for_gradients() -> None:
-    pipe = tiny.sd()
-    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
-    with pytest.raises(AttachError, match="layerwise casting"):
-        Guide(pipe, make(Bacon)).attach()
-
-
 def test_built_processors_steer_without_a_guide() -> None:
     pipe = tiny.sd()
     plain = tiny.call(pipe)

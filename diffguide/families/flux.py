@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from diffguide import tokens
 from diffguide.errors import PromptError, SteeringError
-from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, in_turn, third
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, calls_of, in_turn, third
 from diffguide.site import Grid, Site
 
 
@@ -34,7 +34,11 @@ class Flux(Family):
             for kind in ("transformer_blocks", "single_transformer_blocks")
             for number in range(len(getattr(model, kind)))
         ]
-        return [Site(name, "joint", third(i, len(names)), 1, model.get_submodule(name)) for i, name in enumerate(names)]
+        modules = [model.get_submodule(name) for name in names]
+        return [
+            Site(name, "joint", third(i, len(names)), 1, module, calls_of(module))
+            for i, (name, module) in enumerate(zip(names, modules, strict=True))
+        ]
 
     def branches(self, pipe: Any, batch: Batch) -> dict[str, slice]:
         """True classifier-free guidance makes a second call."""

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from diffguide import tokens
-from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, third, together
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, calls_of, third, together
 from diffguide.site import Site
 
 
@@ -30,7 +30,9 @@ class SD3(Family):
         sites = []
         for number, block in enumerate(blocks):
             part = third(number, len(blocks))
-            sites.append(Site(f"transformer_blocks.{number}.attn", "joint", part, level, block.attn))
+            sites.append(
+                Site(f"transformer_blocks.{number}.attn", "joint", part, level, block.attn, calls_of(block.attn))
+            )
             if getattr(block, "attn2", None) is not None:
                 sites.append(Site(f"transformer_blocks.{number}.attn2", "self", part, level, block.attn2))
         return sites

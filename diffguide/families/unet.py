@@ -7,7 +7,7 @@ from torch import nn
 
 from diffguide import tokens
 from diffguide.errors import PromptError
-from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, together
+from diffguide.family import Arguments, Batch, Encoding, Family, bare, blank, calls_of, together
 from diffguide.site import Grid, Site
 
 
@@ -31,9 +31,8 @@ class UNet(Family):
             level = {"down": number, "mid": deepest, "up": deepest - number}[block]
             # SD2's "only cross-attention" blocks and SDXL's refiner may have an attn1 that reads the text
             reads_text = last == "attn2" or getattr(module, "is_cross_attention", False)
-            # an IP-Adapter attends to its pictures after the text, to those whose scale is not 0
-            calls = 0 if hasattr(module.processor, "to_k_ip") else 1
-            sites.append(Site(name, "cross" if reads_text else "self", block, level, module, calls))
+            kind = "cross" if reads_text else "self"
+            sites.append(Site(name, kind, block, level, module, calls_of(module)))
         return sites
 
     def grid(self, site: Site, size: Grid) -> Grid:

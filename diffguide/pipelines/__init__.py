@@ -3,8 +3,14 @@
 import importlib
 from typing import Any
 
-_HOMES = {"LayoutPipeline": "layout", "Picture": "run", "draw": "run", "load": "source"}
-_MODULES = ("demo", "layout", "pictures", "run", "source")
+_HOMES = {
+    "LayoutPipeline": "layout",
+    "Picture": "run",
+    "WeakGuidance": "modular",
+    "draw": "run",
+    "load": "source",
+}
+_MODULES = ("demo", "layout", "modular", "pictures", "run", "source")
 
 
 def __getattr__(name: str) -> Any:

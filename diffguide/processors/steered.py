@@ -4,10 +4,11 @@ Projections, norms, rotary embeddings, LoRA and the rest stay the original's bus
 `scaled_dot_product_attention` that it makes is caught by a torch function mode, open only for that call.
 """
 
+import contextlib
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -90,11 +91,35 @@ class SteeredProcessor:
                 return self.handler(q, k, v, mask, scale)
             return kernels.attention(q, k, v, mask=mask, scale=scale)
 
-        with _Catch(choose):
+        with torch_attention(self.original), _Catch(choose):
             out = self.original(*args, **kwargs)
         if caught <= site.call or (site.calls and caught != site.calls):
             raise unseen(self.original, site, caught)
         return out
+
+
+@contextlib.contextmanager
+def torch_attention(*processors: Any) -> Iterator[None]:
+    """Torch's own attention in these processors, whatever backend diffusers was told for one or for all of them.
+
+    It is the one that can be caught, differentiated and given any mask: flash and sage take none, and sage has no
+    gradient.
+    """
+    told = [(p, "_attention_backend" in vars(p), p._attention_backend) for p in processors if dispatches(p)]
+    try:
+        for processor, _, _ in told:
+            processor._attention_backend = "native"
+        yield
+    finally:
+        for processor, own, backend in told:
+            processor._attention_backend = backend
+            if not own:
+                del processor._attention_backend
+
+
+def dispatches(processor: Any) -> bool:
+    """Whether diffusers' choice of a backend reaches this processor."""
+    return hasattr(processor, "_attention_backend")
 
 
 @functools.cache
@@ -115,14 +140,9 @@ def _like(base: type, original: type) -> type:
 def unseen(processor: Any, site: Site, times: int) -> SteeringError:
     """The error for a processor whose attention calls do not pass by as often as they should."""
     kind = type(processor).__name__
-    fix = (
-        "the denoiser's reset_attention_backend() takes it back to torch's own attention"
-        if getattr(processor, "_attention_backend", None) is not None
-        else "put a standard processor back, for a U-Net with pipe.unet."
-        f"{FOREIGN.get(kind, 'set_default_attn_processor()')}"
-    )
     return SteeringError(
-        f"{site.name}: {kind} made {times} attention calls that can be steered, expected {site.calls or 'some'}; {fix}"
+        f"{site.name}: {kind} made {times} attention calls that can be steered, expected {site.calls or 'some'}; put a "
+        f"standard processor back, for a U-Net with pipe.unet.{FOREIGN.get(kind, 'set_default_attn_processor()')}"
     )
 
 
