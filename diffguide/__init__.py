@@ -37,7 +37,8 @@ def _methods() -> dict[str, str]:
     """The module of every method, read off the files: importing them would load torch."""
     found = {}
     for file in sorted((Path(__file__).parent / "processors").glob("*.py")):
-        for name in re.findall(r"^class ([A-Z]\w*)\(\w*Method\):", file.read_text(encoding="utf-8"), re.MULTILINE):
+        text = file.read_text(encoding="utf-8")
+        for name in re.findall(r"^@dataclass\(frozen=True\)\nclass ([A-Z]\w*)\(", text, re.MULTILINE):
             found[name] = f"processors.{file.stem}"
     return found
 

@@ -18,10 +18,10 @@ from diffguide.maps import Watch
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
 
 # where image tokens and words are in a joint sequence, from diffusers' source and independent of the families
-WORDS_FIRST = {"flux", "chroma", "flux2", "qwen_image", "lumina2", "omnigen", "cogvideox"}
+WORDS_FIRST = {"flux", "chroma", "flux2", "flux2_klein", "qwen_image", "lumina2", "omnigen", "cogvideox"}
 IMAGE_FIRST = {"sd3", "sd35", "hunyuan_video", "z_image"}
-ONE_CELL = {"sd15", "sdxl", "animatediff", "sana", "ltx"}  # a token is a cell at the finest level
-VIDEOS = {"wan", "wan_from_a_picture", "ltx", "hunyuan_video", "cogvideox", "animatediff"}
+ONE_CELL = {"sd15", "sd2", "sdxl", "animatediff", "sana", "ltx"}  # a token is a cell at the finest level
+VIDEOS = {"wan", "skyreels", "wan_from_a_picture", "ltx", "hunyuan_video", "cogvideox", "animatediff"}
 PADDED = {"z_image": 32}  # the image's part is filled to a multiple of this
 
 

@@ -104,7 +104,7 @@ def test_the_straight_through_box_has_the_gradient_of_the_map() -> None:
     assert torch.allclose(through.detach(), B)
     (g,) = torch.autograd.grad((through * cells()).sum(), a)
     assert torch.equal(g, cells())
-    assert float(both_ways(through * cells(), through, 0.0)) == 2
+    assert both_ways(through * cells(), through, 0.0).item() == 2
 
 
 @pytest.mark.parametrize("kind", [BoxDiff, RegionBoundary])

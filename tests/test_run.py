@@ -178,7 +178,7 @@ def test_the_dtype_is_that_of_the_weights(folder):
 
 
 def test_embedded_models_are_where_they_are_said_to_be(monkeypatch, tmp_path, folder):
-    with pytest.raises(ModelError, match=r"no embedded model is called '../x' \(known: shapes-unet\)"):
+    with pytest.raises(ModelError, match=r"no embedded model is called '../x' \(known: shapes-unet, shapes-mmdit\)"):
         zoo.path("../x")
     monkeypatch.setattr(zoo, "_FOLDER", tmp_path)
     assert zoo.names() == []
