@@ -9,6 +9,7 @@ from torch import nn
 
 OURS = "diffguide "  # the names of our contexts begin with it
 
+TRIED = ("FirstBlockCacheConfig", "MagCacheConfig", "TaylorSeerCacheConfig")
 COUNTING = ("PyramidAttentionBroadcastConfig", "FasterCacheConfig")  # they count calls, whoever makes them
 
 
@@ -21,6 +22,8 @@ def refusals(model: nn.Module, inside: list[str]) -> list[str]:
     fix = "call disable_cache() on the denoiser first"
     if name in COUNTING:
         return [f"{name} counts every call of the denoiser, and an extra pass would shift its schedule; {fix}"]
+    if name not in TRIED:
+        return [f"{name} has not been tried with diffguide; {fix}, or use one of {', '.join(TRIED)}"]
     if inside:
         return [f"{', '.join(inside)} acts inside the model's own pass, parts of which {name} leaves out; {fix}"]
     return []

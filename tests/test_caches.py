@@ -139,6 +139,13 @@ def test_caches_that_count_calls_are_refused(config: Any) -> None:
         Guide(pipe, PAG(layers="all")).attach()
 
 
+def test_a_cache_that_nobody_tried_is_refused() -> None:
+    pipe, _ = built("flux")
+    pipe.transformer._cache_config = type("NewCacheConfig", (), {})()
+    with pytest.raises(AttachError, match=r"NewCacheConfig has not been tried .*disable_cache\(\)"):
+        Guide(pipe, PAG(layers="all")).attach()
+
+
 def test_a_cache_and_checkpointing_are_refused_for_gradients() -> None:
     """A block that is run again finds what it kept the first time, and leaves the rest out."""
     pipe, _ = built("flux")

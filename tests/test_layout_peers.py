@@ -117,7 +117,7 @@ def test_moving_down_the_loss_brings_mass_inside(kind: type[Method]) -> None:
         logits.requires_grad_()
         X = logits.sigmoid()
         value = method.of_phrase(X, [BOX]) if kind is BoxDiff else method.of_phrase(X, cells(), X, alone=False)
-        inside.append(float((X * cells()).sum() / X.sum()))
+        inside.append(((X * cells()).sum() / X.sum()).item())
         (g,) = torch.autograd.grad(value, logits)
         logits = (logits - 20 * g).detach()
     assert inside[-1] > inside[0] + 0.1
