@@ -336,7 +336,7 @@ def self_and_cross(model: nn.Module, blocks: str, level: int, calls: int = 1) ->
 
 def calls_of(module: nn.Module) -> int:
     """Attention calls of a module's processor: an IP-Adapter goes on to its pictures, those whose scale is not 0."""
-    return 0 if hasattr(module.processor, "to_k_ip") else 1
+    return 0 if hasattr(getattr(module, "processor", None), "to_k_ip") else 1
 
 
 def together(pipe: Any, batch: Batch) -> dict[str, slice]:
