@@ -29,7 +29,7 @@ class ShapesMMDiT(Denoiser):
     """The transformer alone; autoencoder and text encoder are those of `shapes-unet`, frozen."""
 
     base = "shapes-unet"
-    plan = Plan(steps=8_000, fall=0.75)  # slower to learn shapes than a U-Net
+    plan = Plan(steps=6_000, fall=0.75)  # slower to learn shapes than a U-Net
     pipeline_class = StableDiffusion3Pipeline
     ends = ("pos_embed", "time_text_embed", "context_embedder", "norm", "proj_out")
     made_of = (
