@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from diffguide.errors import ParamError
+from diffguide.maps import Watch
 from diffguide.method import Context, Method, param
 from diffguide.site import Grid
 from diffguide.targets import bare_phrase, smooth
@@ -75,7 +76,25 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class Refined(Method):
+class OnOneGrid(Method):
+    """A method that watches words on one grid and moves latents by the steps of Attend-and-Excite."""
+
+    scale: float = param(
+        20.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0, kw_only=True
+    )
+    side: int = param(16, "grid of the maps: the nearest the model has, in tokens", low=4, high=64, kw_only=True)
+
+    neutral = {"scale": 0.0}
+
+    def watch(self, context: Context) -> dict[str, Watch]:
+        return {"cross": Watch("cross", (self.side,))}
+
+    def rate(self, context: Context) -> float:
+        return decay(self.scale, context)
+
+
+@dataclass(frozen=True)
+class Refined(OnOneGrid):
     """A method whose move is repeated at a few steps, until a loss of its own is below a target."""
 
     refine: tuple[float, ...] = param(

@@ -7,10 +7,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from diffguide.concepts import Carried, decay, find_concepts, last_column, responses
+from diffguide.concepts import Carried, OnOneGrid, find_concepts, last_column, responses
 from diffguide.layout import Layout
-from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, Window, param
+from diffguide.maps import Maps
+from diffguide.method import Context, Window, param
 from diffguide.targets import check_layouts, find_targets
 
 EPS = 1e-8
@@ -18,7 +18,7 @@ FEWEST = 4 / 256  # of the cells; fewer above the threshold are no region
 
 
 @dataclass(frozen=True)
-class AStar(Method):
+class AStar(OnOneGrid):
     r"""Concepts are kept apart (segregation) and alive (retention).
 
     $L_{seg} = \sum_{m<n} \frac{\sum \min(A^m, A^n)}{\sum (A^m + A^n)}$ and
@@ -29,17 +29,14 @@ class AStar(Method):
 
     layout: Layout | Sequence[Layout] | None = None  # regions to hold from the first step on, in place of $B$
     words: tuple[str, ...] = param((), "the concepts, words or phrases of the prompt; none: found in the prompt")
-    scale: float = param(20.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
     segregation: float = param(1.0, "weight of L_seg, concepts apart", low=0.0, high=10.0)
     retention: float = param(1.0, "weight of L_ret, concepts kept where they were", low=0.0, high=10.0)
     threshold: float = param(0.5, "of a map in 0..1, above which a cell is held", low=0.0, high=1.0)
     iou: str = param("sum", "denominator of both: the sum, as printed, or the union", choices=("sum", "union"))
     reduce: str = param("sum", "over pairs and over concepts", choices=("sum", "mean"))
     normalize_eot: bool = param(False, "leave the end token out of the softmax over words too (SD2: true)")
-    side: int = param(16, "grid of the maps: the nearest the model has, in tokens", low=4, high=64)
     window: Window = param((0.0, 1.0), "part of the run in which latents move", low=0.0, high=1.0, kw_only=True)
 
-    neutral = {"scale": 0.0}
     paper = "arXiv 2306.14544"
 
     def __post_init__(self) -> None:
@@ -56,9 +53,6 @@ class AStar(Method):
             context.memory["regions"] = [[t.region for t in each] for each in targets]
         context.memory["stop"] = last_column(context, self.normalize_eot)
         context.memory["held"] = Carried()
-
-    def watch(self, context: Context) -> dict[str, Watch]:
-        return {"cross": Watch("cross", (self.side,))}
 
     def loss(self, maps: Maps, context: Context) -> Tensor:  # -> [B]
         A, grid = maps.mean("cross", self.side)  # [B, N, T]
@@ -81,9 +75,6 @@ class AStar(Method):
         if not terms:
             return X.sum() * 0
         return torch.stack(terms).sum() / (len(terms) if self.reduce == "mean" else 1)
-
-    def rate(self, context: Context) -> float:
-        return decay(self.scale, context)
 
 
 def overlap(a: Tensor, b: Tensor, iou: str = "sum") -> Tensor:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffguide.concepts import Refined, decay, find_concepts, last_column, responses
-from diffguide.maps import Maps, Watch
+from diffguide.concepts import Refined, find_concepts, last_column, responses
+from diffguide.maps import Maps
 from diffguide.method import Context, Window, param
 from diffguide.site import Grid
 
@@ -24,12 +24,9 @@ class AttendExcite(Refined):
 
     words: tuple[str, ...] = param((), "words or phrases of the prompt that must appear; none: found in the prompt")
     tokens: tuple[int, ...] = param((), "columns of the text states, instead of words")
-    scale: float = param(20.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
     normalize_eot: bool = param(False, "leave the end token out of the softmax over words too (SD2: true)")
-    side: int = param(16, "grid of the maps: the nearest the model has, in tokens", low=4, high=64)
     window: Window = param((0.0, 0.5), "part of the run in which latents move", low=0.0, high=1.0, kw_only=True)
 
-    neutral = {"scale": 0.0}
     paper = "arXiv 2301.13826"
 
     def prepare(self, context: Context) -> None:
@@ -40,9 +37,6 @@ class AttendExcite(Refined):
         )
         context.memory["stop"] = last_column(context, self.normalize_eot)
 
-    def watch(self, context: Context) -> dict[str, Watch]:
-        return {"cross": Watch("cross", (self.side,))}
-
     def loss(self, maps: Maps, context: Context) -> Tensor:  # -> [B]
         A, grid = maps.mean("cross")  # [B, N, T]
         return torch.stack(
@@ -51,9 +45,6 @@ class AttendExcite(Refined):
                 for row, b in enumerate(context.pictures)
             ]
         )
-
-    def rate(self, context: Context) -> float:
-        return decay(self.scale, context)
 
 
 def excite(A: Tensor, columns: list[list[int]], stop: int, grid: Grid) -> Tensor:

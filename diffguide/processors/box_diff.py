@@ -6,16 +6,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffguide.concepts import decay, last_column, responses
+from diffguide.concepts import OnOneGrid, last_column, responses
 from diffguide.layout import cells
-from diffguide.maps import Maps, Watch
+from diffguide.maps import Maps
 from diffguide.method import Context, Window, param
 from diffguide.site import Grid
 from diffguide.targets import Placed, find_targets
 
 
 @dataclass(frozen=True)
-class BoxDiff(Placed):
+class BoxDiff(OnOneGrid, Placed):
     r"""Inside a box the highest responses rise, outside they fall, and the map's profiles end where the box does.
 
     With $X$ as in Attend-and-Excite and $M$ the boxes of a phrase, the sum over phrases of
@@ -24,25 +24,19 @@ class BoxDiff(Placed):
     is the mean of the highest share $P$ of the cells. A phrase of several tokens counts with their mean (our choice).
     """
 
-    scale: float = param(20.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
     share: float = param(0.2, "P: share of the cells whose responses count", low=0.01, high=1.0)
     reach: int = param(1, "L: cells to either side of a box's sides where profiles are compared", low=0, high=8)
     inner: float = param(1.0, "weight of the responses inside", low=0.0, high=10.0)
     outer: float = param(1.0, "weight of the responses outside", low=0.0, high=10.0)
     corner: float = param(1.0, "weight of the profiles", low=0.0, high=10.0)
     normalize_eot: bool = param(False, "leave the end token out of the softmax over words too (SD2: true)")
-    side: int = param(16, "grid of the maps: the nearest the model has, in tokens", low=4, high=64)
     window: Window = param((0.0, 0.5), "part of the run in which latents move", low=0.0, high=1.0, kw_only=True)
 
-    neutral = {"scale": 0.0}
     paper = "arXiv 2307.10816"
 
     def prepare(self, context: Context) -> None:
         context.memory["targets"] = find_targets(context, self.layout)
         context.memory["stop"] = last_column(context, self.normalize_eot)
-
-    def watch(self, context: Context) -> dict[str, Watch]:
-        return {"cross": Watch("cross", (self.side,))}
 
     def loss(self, maps: Maps, context: Context) -> Tensor:  # -> [B]
         A, grid = maps.mean("cross", self.side)  # [B, N, T]
@@ -65,9 +59,6 @@ class BoxDiff(Placed):
         outside = top(X * (1 - M), self.share * (1 - M).sum())
         profiles = sum(((X.amax(axis) - M.amax(axis)).abs() * near).mean() for axis, near in ((0, near_x), (1, near_y)))
         return self.inner * inside + self.outer * outside + self.corner * profiles
-
-    def rate(self, context: Context) -> float:
-        return decay(self.scale, context)
 
 
 def top(X: Tensor, count: Tensor) -> Tensor:

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffguide.concepts import Carried, decay, find_concepts, over_words, repeats
-from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, Window, param
+from diffguide.concepts import Carried, OnOneGrid, find_concepts, over_words, repeats
+from diffguide.maps import Maps
+from diffguide.method import Context, Window, param
 from diffguide.targets import smooth
 
 
 @dataclass(frozen=True)
-class Conform(Method):
+class Conform(OnOneGrid):
     r"""Tokens of one group (an object with its attributes) attract, tokens of different groups repel.
 
     InfoNCE over the smoothed cross-attention maps $e$ of all tokens of all groups, now and in the step before, with
@@ -22,7 +22,6 @@ class Conform(Method):
     """
 
     words: tuple[str, ...] = param((), "the groups, phrases of the prompt; none: its noun phrases")
-    scale: float = param(20.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
     temperature: float = param(0.5, "tau: lower judges near maps more sharply", low=0.01, high=10.0)
     previous: bool = param(True, "compare with the maps of the step before too")
     form: str = param("ntxent", "InfoNCE, or margins on single pairs", choices=("ntxent", "contrastive"))
@@ -30,18 +29,13 @@ class Conform(Method):
     refine: tuple[float, ...] = param((0.0, 0.2, 0.4), "progress at which the move is repeated", low=0.0, high=1.0)
     iterations: int = param(20, "repetitions at each of them", low=1, high=100)
     target: float = param(0.0, "loss at which repetition ends early; 0: never", low=0.0, high=10.0)
-    side: int = param(16, "grid of the maps: the nearest the model has, in tokens", low=4, high=64)
     window: Window = param((0.0, 0.5), "part of the run in which latents move", low=0.0, high=1.0, kw_only=True)
 
-    neutral = {"scale": 0.0}
     paper = "arXiv 2312.06059"
 
     def prepare(self, context: Context) -> None:
         context.memory["groups"] = find_concepts(context, "Conform.words", self.words, least=2)
         context.memory["before"] = Carried()
-
-    def watch(self, context: Context) -> dict[str, Watch]:
-        return {"cross": Watch("cross", (self.side,))}
 
     def loss(self, maps: Maps, context: Context) -> Tensor:  # -> [B]
         A, grid = maps.mean("cross", self.side)  # [B, N, T]
@@ -57,9 +51,6 @@ class Conform(Method):
                 e, labels = torch.cat([e, before]), labels.repeat(2)
             losses.append(ntxent(e, labels, self.temperature) if self.form == "ntxent" else contrastive(e, labels))
         return torch.stack(losses)
-
-    def rate(self, context: Context) -> float:
-        return decay(self.scale, context)
 
     def most(self, context: Context) -> int:
         return 1 if repeats(context, self.refine) is None else self.iterations + 1
