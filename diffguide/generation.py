@@ -17,6 +17,14 @@ from diffguide.site import Call
 LARGEST_MOVE = 1.0  # of the latents' norm, in one pass
 
 
+def steps_of(pipe: Any) -> int:
+    """How many steps the run has; one from a picture begins within the schedule."""
+    scheduler = pipe.scheduler
+    return getattr(pipe, "_num_timesteps", None) or len(scheduler.timesteps) - (
+        getattr(scheduler, "begin_index", None) or 0
+    )
+
+
 class Generation:
     """The batch of one pipeline call and its open step.
 
@@ -50,7 +58,7 @@ class Generation:
         self.use(model, call)
         rows, of = self.branches(model, call, 0)
         self.pictures = len(range(rows)[of["cond"]])
-        self.steps = getattr(pipe, "_num_timesteps", None) or len(pipe.scheduler.timesteps)
+        self.steps = steps_of(pipe)
         self.prompts = self._prompts(given)
         self.memories: dict[int, dict[str, Any]] = {n: {} for n in range(methods)}
         self.step, self.open, self.ended = 0, False, False

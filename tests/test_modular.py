@@ -1,5 +1,6 @@
 """Modular Diffusers: the guider that carries a weak branch, and a guide on a modular pipeline."""
 
+import types
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from diffguide import Guide
 from diffguide.errors import AttachError, ParamError
+from diffguide.generation import steps_of
 from diffguide.pipelines import WeakGuidance
 from diffguide.processors import PAG
 
@@ -153,3 +155,17 @@ def test_moves_go_with_any_guider_and_terms_with_those_that_leave_them_alone() -
         Guide(pipe, Nudge()).attach()
     with pytest.raises(AttachError, match="without guidance_rescale"):
         Guide(modular(ClassifierFreeGuidance(guidance_rescale=0.5)), Nudge()).attach()
+
+
+def test_a_run_from_a_picture_has_the_steps_that_are_left() -> None:
+    """Modular pipelines do not say how many they take; the schedule's first index does."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(10)
+    pipe = types.SimpleNamespace(scheduler=scheduler)
+    assert steps_of(pipe) == 10
+    scheduler.set_begin_index(6)
+    assert steps_of(pipe) == 4
+    scheduler.set_timesteps(10)
+    assert steps_of(pipe) == 10
+    pipe._num_timesteps = 7
+    assert steps_of(pipe) == 7
