@@ -187,8 +187,8 @@ class Method:
 
     @classmethod
     def name(cls) -> str:
-        """The class name in kebab case: `attend-excite`."""
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+        """The class name in kebab case: `attend-excite`, `a-star`."""
+        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", cls.__name__).lower()
 
     @classmethod
     def params(cls) -> list[Param]:

@@ -178,6 +178,13 @@ def test_a_picture_is_read_for_what_its_prompt_says(sort):
         assert not semantics.BENCH.counts(truth(prompt, swapped=True), prompt)["relation_right"]
 
 
+@pytest.mark.parametrize("module", [layout, semantics])
+def test_the_methods_of_a_bench_are_there(module):
+    assert [c.label for c in contenders.contenders(module.BENCH.methods, layouts=module.BENCH.layouts)] == [
+        *module.BENCH.methods
+    ]
+
+
 def test_semantics_runs_without_layouts(pipe, tmp_path):
     options = {"limit": 3, "seeds": 1, "steps": 2, "progress": False}
     found = bench.run_bench("semantics", model=pipe, methods=["conform+iterations=1"], out=tmp_path / "o", **options)

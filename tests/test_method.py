@@ -28,3 +28,10 @@ def test_a_window_is_two_numbers_in_order_and_nothing_else(value: object) -> Non
     else:
         with pytest.raises(ParamError, match=r"PAG\.window"):
             PAG(window=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "kebab"), [("PAG", "pag"), ("AStar", "a-star"), ("BoxDiff", "box-diff"), ("R2D2", "r2-d2")]
+)
+def test_names_of_the_shell(name: str, kebab: str) -> None:
+    assert type(name, (Method,), {}).name() == kebab
