@@ -5,6 +5,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from diffguide.errors import ParamError
+from diffguide.method import Method
 from diffguide.processors.pag import PAG
 
 NUMBERS = st.floats(-0.5, 1.5) | st.sampled_from([0, 1, 10**400])
