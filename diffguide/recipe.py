@@ -139,6 +139,8 @@ class Recipe(BaseModel):
             raise RecipeError(f"not JSON: {fault}"[:200]) from None
         if not isinstance(data, dict):
             raise RecipeError(f"expected an object with model, prompt and more, got {data!r:.60}")
+        if "regions" in data and "prompt" not in data:
+            raise RecipeError("this is a layout, not a recipe: draw it by diffguide generate PROMPT --layout FILE")
         if "version" not in data:
             raise RecipeError(f'version: missing; write "version": {VERSION}')
         return cls(**{str(name): value for name, value in data.items()})
@@ -153,6 +155,8 @@ class Recipe(BaseModel):
             head = b""  # read_text says why
         if head.startswith((b"\xff\xd8", b"RIFF", b"GIF8")):
             raise RecipeError(f"{path}: this picture is no PNG; only a PNG carries a recipe")
+        if Path(path).suffix.lower() == ".png" and head != SIGNATURE and Path(path).is_file():
+            raise RecipeError(f"{path}: not a PNG, whatever its name says")
         text = _text_of(Path(path)) if head == SIGNATURE else read_text(path, RecipeError)
         try:
             return cls.from_json(text)

@@ -209,7 +209,7 @@ def test_wrong_input_is_one_line_and_leaves_nothing(here, model, capsys, options
         (["paint"], "paint"),
         (["run", "nowhere.png"], "nowhere.png"),
         (["run", "plain.png"], "carries no recipe"),
-        (["run", "layout.json"], "model: missing"),
+        (["run", "layout.json"], "this is a layout, not a recipe"),
         (["methods", "bacom"], "no method is called 'bacom'"),
         (["zoo", "card", "big-unet"], "no embedded model is called 'big-unet'"),
         (["zoo", "train", "big-unet", "--work", "w"], "no embedded model is called 'big-unet'"),

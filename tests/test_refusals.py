@@ -1,16 +1,27 @@
 """Wrong things in Python are refused at once, by name, with the fix."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 
-from diffguide.errors import AttachError, DiffguideError, FamilyError, LayoutError, ParamError
+from diffguide.cli.drawing import check_writable
+from diffguide.errors import (
+    AttachError,
+    DiffguideError,
+    FamilyError,
+    LayoutError,
+    OutputError,
+    ParamError,
+    RecipeError,
+)
 from diffguide.guide import Guide
 from diffguide.layout import Layout, Region
 from diffguide.method import Method
 from diffguide.processors import PAG, AStar, AttendExcite, Bacon, methods
+from diffguide.recipe import Recipe
 
 PLACED = [cls for cls in methods().values() if "layout" in cls.__dataclass_fields__]
 
@@ -53,3 +64,14 @@ def test_a_window_on_the_command_line() -> None:
     (window,) = [knob for knob in Bacon.params() if knob.name == "window"]
     with pytest.raises(ParamError, match=r"0.5' is not a pair start:stop such as 0:0.3"):
         window.parse("Bacon", "0.5")
+
+
+def test_files_that_are_something_else(tmp_path: Path) -> None:
+    layout, picture = tmp_path / "layout.json", tmp_path / "empty.png"
+    layout.write_text(Layout(Region("x", box=(0, 0, 1, 1))).to_json())
+    picture.write_bytes(b"")
+    for path, words in ((layout, "this is a layout, not a recipe: .* --layout"), (picture, "not a PNG, whatever")):
+        with pytest.raises(RecipeError, match=words):
+            Recipe.load(path)
+    with pytest.raises(OutputError, match=r"empty.png is a file, not a folder"):
+        check_writable(picture / "a.png")

@@ -156,6 +156,8 @@ def picture_paths(out: Path, seed: int, numbers: Sequence[int]) -> list[Path]:
 
 def check_writable(path: Path) -> None:
     """Make the folder of a file and see that it can be written; raises OutputError before any time is spent."""
+    if path.parent.exists() and not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: {path.parent} is a file, not a folder")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
