@@ -89,7 +89,9 @@ def find(pipe: Loop) -> None:
         assert torch.equal(pipe(), plain)
     frames = guide._run.size[:-2]  # type: ignore[union-attr]
     for word in ("red circle", "red"):
-        assert guide.maps[word].shape[1:-2] == tuple(frames)
+        # this loop tells OmniGen nothing of its one picture, whose two branches are then taken for two
+        rows = 2 if "omnigen" in type(pipe.family).__module__ else 1
+        assert guide.maps[word].shape[:-2] == (rows, *frames)
         assert 0 < guide.maps[word].mean() < 1
 
 
