@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from diffguide.errors import ParamError
 from diffguide.zoo import detector, world
 from diffguide.zoo.detector import Found, Reading, detect, iou, match, measure, overlay, score
+from diffguide.zoo.shapes import box_of
 from diffguide.zoo.world import Scene, Thing
 
 
@@ -155,6 +156,14 @@ def test_any_picture_is_read_without_complaint(picture):
         for thing in detect(picture, style).things:
             x0, y0, x1, y1 = thing.box
             assert 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1 and 0 <= thing.confidence <= 1
+
+
+@given(hnp.arrays(bool, (12, 12)), hnp.arrays(np.float64, (12, 12), elements=st.floats(0, 1)), st.booleans())
+def test_the_box_of_a_speck_is_never_empty(mask, coverage, sketch):
+    mask[5, 5] = True
+    for shape in world.SHAPES:
+        x0, y0, x1, y1 = box_of(mask, ~mask, coverage, shape, 1.0, sketch=sketch)
+        assert x0 < x1 and y0 < y1
 
 
 def test_what_cannot_be_read_is_refused_by_name():

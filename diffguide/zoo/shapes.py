@@ -121,7 +121,8 @@ def box_of(mask: np.ndarray, free: np.ndarray, coverage: np.ndarray, shape: str,
     """The tight box of a thing in pixels.
 
     Sharp corners cover no pixel by half, so a thing that fits its template has the template's box at its own centre and
-    spread, within two pixels of what the mask says. `free` [h, w] tells pixels of no thing.
+    spread, within two pixels of what the mask says, or a quarter of a thing too small for that. `free` [h, w] tells
+    pixels of no thing.
     """
     seen = _extents(mask)
     if fit < GOOD_FIT:
@@ -137,5 +138,7 @@ def box_of(mask: np.ndarray, free: np.ndarray, coverage: np.ndarray, shape: str,
     ux, uy, sx, sy = _moments("circle" if sketch and shape == "ring" else shape)
     width, height = dx / sx, dy / sy
     fitted = (cx - ux * width, cy - uy * height, cx + (1 - ux) * width, cy + (1 - uy) * height)
-    x0, y0, x1, y1 = (min(max(f, s - 2), s + 2) for f, s in zip(fitted, seen, strict=True))
+    across, down = (min(2.0, (seen[side + 2] - seen[side]) / 4) for side in (0, 1))
+    reaches = (across, down, across, down)
+    x0, y0, x1, y1 = (min(max(f, s - r), s + r) for f, s, r in zip(fitted, seen, reaches, strict=True))
     return x0, y0, x1, y1
