@@ -29,6 +29,11 @@ def refusals(model: nn.Module, inside: list[str]) -> list[str]:
     return []
 
 
+def on(model: nn.Module) -> bool:
+    """Whether the denoiser has a cache at work."""
+    return getattr(model, "_cache_config", None) is not None
+
+
 @contextlib.contextmanager
 def apart(model: nn.Module, name: str | None = None) -> Iterator[None]:
     """Calls of the denoiser that its cache keeps apart from the pipeline's.
@@ -64,7 +69,7 @@ def _named(context: Any, name: str) -> Any:
 
 def _managers(model: nn.Module) -> list[Any]:
     """Where the hooks of a cache keep their states, each once; hooks of several blocks share one."""
-    if getattr(model, "_cache_config", None) is None:
+    if not on(model):
         return []
     from diffusers.hooks.hooks import StateManager
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffguide.errors import ParamError
 from diffguide.maps import Watch
-from diffguide.method import Context, Method, param
+from diffguide.method import Context, Mover, param
 from diffguide.site import Grid
 from diffguide.targets import bare_phrase, smooth
 from diffguide.tokens import find_groups
@@ -53,12 +53,6 @@ def decay(scale: float, context: Context) -> float:
     return scale * (1 - 0.5 * context.step / max(1, context.steps - 1)) ** 0.5
 
 
-def repeats(context: Context, refine: Sequence[float]) -> int | None:
-    """The number, in `refine`, of the progress that this step stands for."""
-    steps = [round(at * context.steps) for at in refine]
-    return steps.index(context.step) if context.step in steps else None
-
-
 class Carried:
     """What each picture showed in the step before, however many passes this step takes."""
 
@@ -76,7 +70,7 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class OnOneGrid(Method):
+class OnOneGrid(Mover):
     """A method that watches words on one grid and moves latents by the steps of Attend-and-Excite."""
 
     scale: float = param(
@@ -94,16 +88,33 @@ class OnOneGrid(Method):
 
 
 @dataclass(frozen=True)
-class Refined(OnOneGrid):
-    """A method whose move is repeated at a few steps, until a loss of its own is below a target."""
+class Repeated(OnOneGrid):
+    """A method whose move is repeated at a few steps, whatever the interval."""
 
     refine: tuple[float, ...] = param(
         (0.0, 0.2, 0.4), "progress at which the move is repeated", low=0.0, high=1.0, kw_only=True
     )
+    iterations: int = param(20, "most repetitions at one of them", low=1, high=100, kw_only=True)
+
+    def acts_at(self, step: int, steps: int) -> bool:
+        return super().acts_at(step, steps) or (self.within(step, steps) and self.number(step, steps) is not None)
+
+    def number(self, step: int, steps: int) -> int | None:
+        """The number, in `refine`, of the progress that a step stands for."""
+        repeated = [round(at * steps) for at in self.refine]
+        return repeated.index(step) if step in repeated else None
+
+    def most(self, context: Context) -> int:
+        return 1 if self.number(context.step, context.steps) is None else self.iterations + 1
+
+
+@dataclass(frozen=True)
+class Refined(Repeated):
+    """A method whose move is repeated until a loss of its own is below a target."""
+
     targets: tuple[float, ...] = param(
         (0.05, 0.5, 0.8), "response to reach at each of them", low=0.0, high=1.0, kw_only=True
     )
-    iterations: int = param(20, "most repetitions at one of them", low=1, high=100, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,11 +125,8 @@ class Refined(OnOneGrid):
 
     def goal(self, context: Context) -> float | None:
         """The loss to get below at this step before the step's own move, if it is one of those that refine."""
-        number = repeats(context, self.refine)
+        number = self.number(context.step, context.steps)
         return None if number is None else 1 - self.targets[number]
-
-    def most(self, context: Context) -> int:
-        return 1 if self.goal(context) is None else self.iterations + 1
 
     def again(self, history: Tensor, context: Context) -> Tensor:
         """While above the goal; after the first pass that began below it, once more; if the very first did, once."""

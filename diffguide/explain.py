@@ -1,5 +1,7 @@
 """What a guided run would do, told before it: sites, passes, memory, and what is refused."""
 
+import contextlib
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,13 +11,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from diffguide import caches, passes
+from diffguide.descent import Thrift
 from diffguide.errors import AttachError
-from diffguide.family import OF_KIND, Family, bare, denoisers, is_modular, sites_of
+from diffguide.family import OF_KIND, Family, bare, denoisers, is_modular, of_model, sites_of
 from diffguide.maps import Watch
 from diffguide.method import Context, Method
 from diffguide.processors.steered import check_processor
 from diffguide.report import MIB
 from diffguide.site import Grid, Site
+
+PLAIN = Thrift()
+WITHOUT = "leave out checkpointing=True and call disable_gradient_checkpointing() on the denoiser"
 
 
 @dataclass
@@ -42,7 +48,7 @@ class Plan:
         return "\n".join(told)
 
 
-def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method]) -> list[str]:
+def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method], thrift: Thrift = PLAIN) -> list[str]:
     """Why these methods cannot be attached, each with the fix."""
     reasons = family.refusals(pipe)
     sites = sites_of(family, model)
@@ -56,7 +62,9 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method])
         if method.asks("attend") and not method.where(sites):
             reasons.append(f"{type(method).__name__} finds no site in this denoiser; {_why(family, method)}")
         reasons += unseen(family, method, sites)
-    reasons += unfit(denoisers(pipe), methods)
+    reasons += unfit(denoisers(pipe), methods, thrift)
+    if thrift.checkpointing and not passes.can_checkpoint(model):
+        reasons.append(f"{type(model).__name__} has no gradient checkpointing; leave out checkpointing=True")
     shifters = [type(m).__name__ for m in methods if m.asks("shift")]
     if shifters and is_modular(pipe):
         guider = pipe.guider
@@ -88,32 +96,28 @@ def unseen(family: Family, method: Method, sites: list[Site]) -> list[str]:
     ]
 
 
-def unfit(models: list[nn.Module], methods: list[Method]) -> list[str]:
+def unfit(models: list[nn.Module], methods: list[Method], thrift: Thrift = PLAIN) -> list[str]:
     """Why the state of these denoisers does not go with the methods, each with the fix."""
     reasons = []
-    inside = [type(m).__name__ for m in methods if acts_inside(m)]
+    inside = [type(m).__name__ for m in methods if m.inside]
     losses = [type(m).__name__ for m in methods if m.asks("loss")]
     for model in map(bare, models):
         reasons += caches.refusals(model, inside)
-        if losses and (changing := _changing(model)) and getattr(model, "is_gradient_checkpointing", False):
-            reasons.append(
-                f"{', '.join(losses)} needs gradients, which {changing} and gradient checkpointing together make "
-                "wrong; call disable_gradient_checkpointing() on the denoiser, or use pipe.enable_model_cpu_offload()"
-            )
+        if losses and (thrift.checkpointing or getattr(model, "is_gradient_checkpointing", False)):
+            reasons += [f"{', '.join(losses)} needs gradients, {why}; {WITHOUT}" for why in _misled(model)]
         if getattr(model, "_parallel_config", None) is not None:
             reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
     return list(dict.fromkeys(reasons))
 
 
-def _changing(model: nn.Module) -> str | None:
-    """What makes a block that is run again for its gradient another one, if anything does."""
+def _misled(model: nn.Module) -> list[str]:
+    """Why a block that is run again for its gradient would be another one."""
     config = getattr(model, "_cache_config", None)
-    return passes.moving_weights(model) or (None if config is None else type(config).__name__)
-
-
-def acts_inside(method: Method) -> bool:
-    """Whether a method has a part in the model's own pass."""
-    return method.asks("observe") or (method.asks("attend") and method.branch != "weak")
+    changing = passes.moving_weights(model) or (None if config is None else type(config).__name__)
+    found = [f"which {changing} and gradient checkpointing together make wrong"] if changing else []
+    if why := of_model(model).checkpoints:
+        found.append(f"which gradient checkpointing makes wrong: {why}")
+    return found
 
 
 def explain(
@@ -124,6 +128,7 @@ def explain(
     steps: int,
     height: int | None,
     width: int | None,
+    thrift: Thrift = PLAIN,
 ) -> Plan:
     """See `Guide.explain`."""
     factor = getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", 8)
@@ -148,7 +153,7 @@ def explain(
             continue
         touched = _touched(method, sites, grids, size, steps, watched)
         plan.sites[method.name()] = [s.name for s in touched]
-        acting = sum(method.window[0] <= i / steps < method.window[1] for i in range(steps))
+        acting = sum(method.acts_at(i, steps) for i in range(steps))
         verbs = {
             "loss": "a gradient pass, repeated as the loss asks",
             "shift": "a weak pass" if method.branch == "weak" else "a term",
@@ -161,9 +166,9 @@ def explain(
     if watched and (moved := _moved(bare(model))):
         plan.lines.append(f"gradient pass: its memory is not estimated under {moved}")
     elif watched:
-        plan.memory = gradient_memory(family, model, size, watched, grids)
+        plan.memory = gradient_memory(family, model, size, watched, grids, thrift)
         plan.lines.append(f"gradient pass: about {plan.memory:.0f} MiB a picture on top of the weights")
-    plan.refusals = refusals(pipe, family, model, active)
+    plan.refusals = refusals(pipe, family, model, active, thrift)
     plan.notes = notes(pipe, model, active)
     return plan
 
@@ -171,7 +176,7 @@ def explain(
 def notes(pipe: Any, model: nn.Module, methods: list[Method]) -> list[str]:
     """What works, but not as one may expect."""
     found = []
-    inside = [m for m in methods if acts_inside(m)]
+    inside = [m for m in methods if m.inside]
     if inside and passes.is_compiled(model):
         names = ", ".join(type(m).__name__ for m in inside)
         found.append(f"{names} acts inside the model's own pass, which then runs without torch.compile")
@@ -240,6 +245,7 @@ def gradient_memory(
     size: Grid,
     watched: dict[str, tuple[Watch, list[Site]]],
     grids: dict[Site, Grid],
+    thrift: Thrift = PLAIN,
 ) -> float:
     """MiB that a gradient pass saves for its backward, for one picture, counted on tensors without memory.
 
@@ -247,27 +253,53 @@ def gradient_memory(
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    saved: dict[int, Any] = {}  # storages by address, held so that no address comes twice
+    saved = _Storages()
+    largest = 0  # of the blocks that are run once more
 
-    def keep(t: Tensor) -> Tensor:
-        if not isinstance(t, nn.Parameter):
-            storage = t.untyped_storage()
-            saved[storage._cdata] = storage
-        return t
+    def counted(block: Callable[..., Any], *inputs: Any) -> Any:
+        nonlocal largest
+        for t in inputs:
+            if isinstance(t, Tensor):
+                saved.keep(t)
+        inside = _Storages()
+        try:
+            with torch.autograd.graph.saved_tensors_hooks(inside.keep, lambda t: t):
+                return block(*inputs)
+        finally:
+            largest = max(largest, inside.total(besides=free | saved.held.keys()))
 
     wishes = {(i, name): wish for i, (name, wish) in enumerate(watched.items())}
-    with FakeTensorMode(allow_non_fake_inputs=True) as fake, passes.differentiable(model):
+    checkpointing = thrift.checkpointing or getattr(bare(model), "is_gradient_checkpointing", False)
+    blocks = passes.checkpointed(model, counted) if checkpointing else contextlib.nullcontext()
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake, passes.differentiable(model), blocks:
         weights = [fake.from_tensor(p) for p in model.parameters()]  # views of them are saved, too
         free = {w.untyped_storage()._cdata for w in weights}
         args, kwargs = family.example(model, size)
         z = family.argument(args, kwargs).clone().requires_grad_()
         args, kwargs = family.with_argument(args, kwargs, z)
         with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
+            torch.autograd.graph.saved_tensors_hooks(saved.keep, lambda t: t),
             _Fused(),
             passes.looking(model, family, args, kwargs, wishes, grids, words=family.words(args, kwargs)),
         ):
-            return sum(s.nbytes() for address, s in saved.items() if address not in free) / MIB
+            return (saved.total(besides=free) + largest) / MIB
+
+
+class _Storages:
+    """What is kept for a backward pass, each storage once; held, so that no address comes twice."""
+
+    def __init__(self) -> None:
+        self.held: dict[int, Any] = {}
+
+    def keep(self, t: Tensor) -> Tensor:
+        if not isinstance(t, nn.Parameter):
+            storage = t.untyped_storage()
+            self.held[storage._cdata] = storage
+        return t
+
+    def total(self, besides: Collection[int]) -> int:
+        """Bytes, those at other addresses left out."""
+        return sum(s.nbytes() for address, s in self.held.items() if address not in besides)
 
 
 class _Fused(TorchFunctionMode):

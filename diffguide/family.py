@@ -75,6 +75,7 @@ class Family(ABC):
     alike: ClassVar[tuple[str, ...]] = ()  # its arguments whose words share columns with those of the prompt
     kinds: ClassVar[tuple[str, ...]] = ("joint",)  # of attention among its sites
     lacks: ClassVar[dict[str, str]] = {}  # what cannot be done with it (see `ABILITIES`), each with the reason
+    checkpoints: ClassVar[str] = ""  # why its gradient checkpointing gives other numbers, if it does
 
     # What is where in the model.
 

@@ -3,6 +3,7 @@
 import contextlib
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from diffguide import stepping
@@ -13,8 +14,6 @@ from diffguide.method import Context, Method
 from diffguide.passes import Wishes
 from diffguide.processors.steered import check_processor
 from diffguide.site import Call
-
-LARGEST_MOVE = 1.0  # of the latents' norm, in one pass
 
 
 def steps_of(pipe: Any) -> int:
@@ -67,6 +66,8 @@ class Generation:
         self.delta: Tensor | None = None
         self.term: Tensor | None = None
         self.seen: dict[int, Maps] = {}
+        self.kept: tuple[Tensor, Tensor] | None = None  # rows of the pipeline's call, and their prediction
+        self.resting: list[set[int]] = [set() for _ in range(methods)]  # pictures that a method moves no more
         self.swap = contextlib.ExitStack()
 
     def use(self, model: Any, call: Arguments) -> None:
@@ -156,7 +157,7 @@ class Generation:
         return found
 
     def open_step(self, timestep: Any) -> None:
-        self.open, self.calls, self.delta, self.term = True, 0, None, None
+        self.open, self.calls, self.delta, self.term, self.kept = True, 0, None, None, None
         self.scale = stepping.input_scale(self.pipe.scheduler, timestep)
         self.sigma = stepping.noise_level(self.pipe.scheduler, timestep)
 
@@ -172,6 +173,22 @@ class Generation:
             z[rows] = (z[rows].float() + self.delta).to(z.dtype)
         return z
 
+    def without_kept(self, args: tuple[Any, ...], kwargs: dict[str, Any], rows: int) -> Arguments:
+        """A denoiser call for those of its `rows` whose prediction is not known yet."""
+        assert self.kept is not None
+        return self.family.take(args, kwargs, left(rows, self.kept[0]), rows)
+
+    def with_kept(self, out: Any) -> Any:
+        """What the denoiser would have given for all rows."""
+        assert self.kept is not None
+        known, kept = self.kept
+        y = self.family.prediction(out)
+        rows = len(y) + len(known)
+        whole = y.new_empty(rows, *y.shape[1:])
+        whole[known.to(y.device)] = kept.to(y)
+        whole[left(rows, known).to(y.device)] = y
+        return self.family.with_prediction(out, whole)
+
     def restore(self) -> None:
         self.swap.close()
 
@@ -182,6 +199,13 @@ class Generation:
         if self.frames > 1:
             maps = {word: rows.reshape(-1, self.frames, *rows.shape[1:]) for word, rows in maps.items()}
         return maps
+
+
+def left(rows: int, known: Tensor) -> Tensor:
+    """The numbers below `rows` that are not among the known ones."""
+    mask = torch.ones(rows, dtype=torch.bool)
+    mask[known] = False
+    return torch.arange(rows)[mask]
 
 
 class OnRows:
@@ -199,11 +223,3 @@ class OnRows:
             out = out.clone()
             out[call.rows[branch]] = self.method.attend(call.of(branch), proceed)
         return out
-
-
-def capped(g: Tensor, z: Tensor) -> Tensor:
-    """The gradient, each picture's shortened to at most `LARGEST_MOVE` times the norm of its latents."""
-    axes = list(range(1, g.ndim))
-    norm = g.square().sum(axes, keepdim=True).sqrt()
-    limit = LARGEST_MOVE * z.float().square().sum(axes, keepdim=True).sqrt()
-    return g * (limit / norm.clamp_min(1e-12)).clamp_max(1.0)

@@ -8,8 +8,6 @@ everything is put back by `detach`.
 import contextlib
 import functools
 import inspect
-import time
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any, Self
@@ -18,14 +16,15 @@ import torch
 from torch import Tensor
 
 from diffguide import caches, passes, stepping, versions
+from diffguide.descent import Thrift, descend
 from diffguide.errors import AttachError
 from diffguide.explain import Plan, explain, refusals, unfit
 from diffguide.family import bare, denoisers, of_pipe
-from diffguide.generation import Generation, OnRows, capped
+from diffguide.generation import Generation, OnRows
 from diffguide.maps import Maps
 from diffguide.method import Method
 from diffguide.processors.steered import chain
-from diffguide.report import Report, StepReport
+from diffguide.report import Report
 from diffguide.site import Site
 
 _guided: "weakref.WeakValueDictionary[int, Guide]" = weakref.WeakValueDictionary()  # by id of the pipeline
@@ -40,13 +39,25 @@ class Guide:
         pipe: a diffusers pipeline of a known family.
         methods: what to do, in this order.
         prompt: the text (or one for each prompt of a batch) that embeddings given to the pipeline were made from.
+        early_stop: end gradient passes at the last attention module that a loss looks at; off for comparison only.
+        reuse: where a gradient pass finds that no picture need move, take its prediction for the pipeline's own.
+        checkpointing: gradient passes that keep less and compute more. None of the three changes the pictures beyond
+            rounding.
 
     Raises:
         FamilyError: nothing is known of this pipeline.
         AttachError: raised by `attach` when pipeline and methods cannot be honoured together.
     """
 
-    def __init__(self, pipe: Any, *methods: Method, prompt: str | list[str] | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        *methods: Method,
+        prompt: str | list[str] | None = None,
+        early_stop: bool = True,
+        reuse: bool = True,
+        checkpointing: bool = False,
+    ) -> None:
         for method in methods:
             if not isinstance(method, Method):
                 raise AttachError(
@@ -58,7 +69,7 @@ class Guide:
         self.methods = methods
         self.family, self.attribute = of_pipe(pipe)
         self.report = Report()
-        self.early_stop = True  # end gradient passes at the last watched site; off for comparison only
+        self.thrift = Thrift(early_stop, reuse, checkpointing)
         self._told = [prompt] if isinstance(prompt, str) else prompt
         self._encoded: dict[str, Any] | None = None
         self._active = [m for m in methods if not m.inert]
@@ -76,7 +87,7 @@ class Guide:
         if other is not None:
             raise AttachError("this pipeline is guided already; detach the other guide, or give one guide all methods")
         if self._active:
-            reasons = refusals(self.pipe, self.family, self.model, self._active)
+            reasons = refusals(self.pipe, self.family, self.model, self._active, self.thrift)
             if reasons:
                 raise AttachError("; ".join(reasons))
             self._install()
@@ -114,7 +125,7 @@ class Guide:
 
         `height` and `width` are of the picture, in pixels.
         """
-        return explain(self.pipe, self.family, self.model, self.methods, steps, height, width)
+        return explain(self.pipe, self.family, self.model, self.methods, steps, height, width, self.thrift)
 
     def _install(self) -> None:
         disabled: Any = torch.compiler.disable
@@ -174,7 +185,7 @@ class Guide:
     def _begin(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Generation":
         """Open a run at its first denoiser call: who is who in the batch, which words are where."""
         self._wrap_scheduler()
-        if reasons := unfit(denoisers(self.pipe), self._active):  # it may have changed after attaching
+        if reasons := unfit(denoisers(self.pipe), self._active, self.thrift):  # it may have changed after attaching
             raise AttachError("; ".join(reasons))
         given = self._told or self._heard
         encoded, self._encoded = self._encoded or {}, None
@@ -203,13 +214,18 @@ class Guide:
         z = self.family.latents(model, args, kwargs)
         if not run.open:
             run.open_step(self.family.timestep(args, kwargs))
-        if run.enter(model, (args, kwargs)) == 0:
-            self._descend(run, args, kwargs)
+        rows = z.shape[0]
+        run.kept = None
+        if run.enter(model, (args, kwargs)) == 0 and stepping.uses_sample(self.pipe.scheduler):
+            descend(run, self._active, self.report, self.thrift, args, kwargs)
         if run.delta is not None:
             args, kwargs = self.family.with_latents(model, args, kwargs, run.moved(z))
         self._observe(run)
-        self.report.forwards += z.shape[0] / run.pictures
         run.call = args, kwargs
+        if run.kept is not None:
+            rows -= len(run.kept[0])
+            args, kwargs = run.without_kept(args, kwargs, z.shape[0])
+        self.report.forwards += rows / run.pictures
         return passes.lent(args), passes.lent(kwargs)
 
     def _after(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
@@ -220,75 +236,17 @@ class Guide:
         run.restore()
         if out is None:  # the call failed
             return out
+        if run.kept is not None:
+            out = run.with_kept(out)
         for number, method in enumerate(self._active):
             if method.asks("observe") and number in run.seen:
                 method.observe(run.seen[number], run.context(number))
         return self._shift(run, *run.call, out)
 
-    def _descend(self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """The gradient pass: repeat until no method wants to move any picture."""
-        if not stepping.uses_sample(self.pipe.scheduler):
-            return
-        movers = {
-            n: m
-            for n, m in enumerate(self._active)
-            if m.asks("loss") and m.acts(run.context(n)) and m.rate(run.context(n)) > 0
-        }
-        if not movers:
-            return
-        began = time.perf_counter()
-        report = StepReport(run.step)
-        self.report.steps.append(report)
-        wishes = run.wishes(movers)
-        x = self.family.latents(run.model, args, kwargs)
-        start = x[run.rows["cond"]]
-        delta = torch.zeros_like(start, dtype=torch.float32)
-        going = {n: torch.ones(run.pictures, dtype=torch.bool) for n in movers}
-        history: dict[int, list[Tensor]] = {n: [] for n in movers}
-        todo = torch.arange(run.pictures)
-        for count in range(max(m.most(run.context(n)) for n, m in movers.items())):
-            with passes.differentiable(run.model):
-                z = (start[todo].float() + delta[todo]).to(x.dtype).clone().detach().requires_grad_()
-                own = range(x.shape[0])[run.rows["cond"]].start + todo
-                cut = self.family.take(passes.usable(args), passes.usable(kwargs), own, x.shape[0])
-                cut = self.family.with_latents(run.model, *cut, z)
-                looking = passes.looking(
-                    run.model, self.family, *cut, wishes, run.grids, words=run.words, early=self.early_stop
-                )
-                with looking as maps:
-                    total = torch.zeros((), device=z.device)
-                    for n, method in movers.items():
-                        context = run.context(n, todo.tolist())
-                        losses = method.loss(maps[n], context).unflatten(0, (-1, run.frames)).mean(1)
-                        full = torch.full((run.pictures,), torch.nan)
-                        full[todo] = losses.detach().float().cpu()
-                        history[n].append(full)
-                        again = method.again(torch.stack(history[n])[:, todo], context)
-                        going[n] = going[n].clone()  # it may come from inference mode
-                        going[n][todo] &= again & (count < method.most(context))
-                        total = total + (method.rate(context) * losses * going[n][todo].to(losses.device)).sum()
-                    report.losses.append({type(m).__name__: history[n][-1].tolist() for n, m in movers.items()})
-                    self.report.forwards += len(todo) / run.pictures
-                    moving = torch.stack([going[n][todo] for n in movers]).any(0)
-                    if not moving.any():
-                        break
-                    g = passes.gradient(total, z)
-                    self.report.backwards += len(todo) / run.pictures
-            if g is None:
-                report.skipped += 1
-                warnings.warn(f"step {run.step}: the gradient is not finite; the latents stay", stacklevel=2)
-                break
-            delta[todo] -= capped(g, start[todo])
-            todo = todo[moving]
-            if not len(todo):
-                break
-        run.delta = delta
-        report.seconds = time.perf_counter() - began
-
     def _observe(self, run: "Generation") -> None:
         """Put the methods that act in the pipeline's own pass at their sites, until `restore`."""
         acting = {n: m for n, m in enumerate(self._active) if m.acts(run.context(n))}
-        inside = [m for m in acting.values() if m.asks("attend") and m.branch != "weak"]
+        inside = [m for m in acting.values() if m.inside and m.asks("attend")]
         observers = {n: m for n, m in acting.items() if m.asks("observe")}
         run.seen = {}
         if "cond" not in run.rows:

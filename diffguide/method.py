@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from diffguide.errors import ParamError
@@ -175,6 +176,7 @@ class Method:
         low=0.0,
         high=1.0,
     )
+    interval: int = param(1, "act in every n-th step of the window only: 1 is every step", low=1, high=100)
 
     branch: ClassVar[Branch | None] = None
     kinds: ClassVar[tuple[str, ...]] = ("self", "cross", "joint")
@@ -203,9 +205,21 @@ class Method:
         return any(getattr(self, name) == value for name, value in self.neutral.items())
 
     def acts(self, context: Context) -> bool:
-        """Whether this step lies in the window. A window that ends at 1 includes the last step."""
-        start, stop = self.window
-        return start <= context.progress < stop
+        """Whether this step lies in the window, and is its turn."""
+        return self.acts_at(context.step, context.steps)
+
+    def acts_at(self, step: int, steps: int) -> bool:
+        """Whether the method acts in a step, counted from 0, of so many. A window that ends at 1 includes the last."""
+        return self.within(step, steps) and (step - math.ceil(self.window[0] * steps - 1e-9)) % self.interval == 0
+
+    def within(self, step: int, steps: int) -> bool:
+        """Whether a step lies in the window."""
+        return self.window[0] <= step / max(1, steps) < self.window[1]
+
+    @property
+    def inside(self) -> bool:
+        """Whether the method has a part in the model's own pass."""
+        return self.asks("observe") or (self.asks("attend") and self.branch != "weak")
 
     def asks(self, verb: str) -> bool:
         """Whether the method defines a verb."""
@@ -254,6 +268,22 @@ class Method:
         """Which pictures [B] move, after the losses `history` [K, B] of K passes in this step. Default: all."""
         return history[-1] > 0
 
+    def rests(self, losses: Tensor) -> Tensor:
+        """Which pictures [B], by their losses, need no more of this method until the run ends. Default: none."""
+        return torch.zeros(losses.shape, dtype=torch.bool)
+
     def where(self, sites: list[Site]) -> list[Site]:
         """The sites at which `attend` is asked."""
         return [s for s in sites if s.kind in self.kinds]
+
+
+@dataclass(frozen=True)
+class Mover(Method):
+    """A method whose loss moves the latents."""
+
+    enough: float = param(
+        0.0, "loss at which a picture is left alone until the run ends; 0: never", low=0.0, high=10.0, kw_only=True
+    )
+
+    def rests(self, losses: Tensor) -> Tensor:
+        return losses <= self.enough if self.enough > 0 else super().rests(losses)

@@ -3,7 +3,8 @@
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,14 @@ from diffguide.processors.steered import Handler, SteeredProcessor, chain, torch
 from diffguide.site import Branch, Call, Grid, Site
 
 Wishes = dict[tuple[int, str], tuple[Watch, list[Site]]]  # by number of the method and name of the wish
+
+
+@dataclass
+class Sight:
+    """What a pass showed: the maps of each method and, if it went on to its end, what the denoiser gave."""
+
+    maps: dict[int, Maps]
+    out: Any = None
 
 
 class _Enough(BaseException):
@@ -127,20 +136,29 @@ def looking(
     grids: dict[Site, Grid],
     *,
     words: int = 0,
-    early: bool = True,
-) -> Iterator[dict[int, Maps]]:
+    early: bool | Callable[[dict[int, Maps]], bool] = True,
+) -> Iterator[Sight]:
     """Run the denoiser until every wish is seen; gives the maps of each method.
 
     Differentiate before leaving: checkpointed blocks run once more in the backward pass and must then meet the same
-    processors. `early=False` runs the forward to its end, for comparison; the maps are the same.
+    processors. `early=False` runs the forward to its end, the maps are the same; a function is given the maps at the
+    last site, once, and tells whether to end there.
 
     Raises:
         SteeringError: a site was never reached.
     """
-    early = early and moving_weights(bare(model)) != "group offload"  # it traces the order of whole passes
+    offloaded = moving_weights(bare(model)) == "group offload"  # it traces the order of whole passes
     seen: dict[tuple[int, str], list[Seen]] = {key: [] for key in wishes}
     pending = {site for _, sites in wishes.values() for site in sites}
-    done = False
+    asked = done = False
+
+    def ends_here() -> bool:
+        nonlocal asked
+        if asked or done or pending:
+            return False
+        asked = True
+        ends = early(by_method(seen)) if callable(early) else early
+        return ends and not offloaded
 
     def watch(site: Site) -> Handler:
         def handle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
@@ -148,22 +166,46 @@ def looking(
             call = call_at(family, site, grids[site], (q, k, v, mask, scale), words=words, rows=rows, branch="cond")
             record(call, wishes, None if done else seen)
             pending.discard(site)
-            if early and not pending and not done:
+            if ends_here():
                 raise _Enough
             return call.proceed()
 
         return handle
 
     with steered({site: watch(site) for site in pending}), caches.apart(bare(model)), pinned(bare(model)):
+        out = None
         with contextlib.suppress(_Enough):
-            evaluate(model, args, kwargs)
+            out = evaluate(model, args, kwargs)
         if pending:
             names = ", ".join(sorted(s.name for s in pending))
             raise SteeringError(
                 f"no attention passed at {names}: the denoiser skipped it (a cache, or skipped layers?)"
             )
         done = True
-        yield by_method(seen)
+        yield Sight(by_method(seen), out)
+
+
+def can_checkpoint(model: nn.Module) -> bool:
+    return bool(getattr(bare(model), "_supports_gradient_checkpointing", False))
+
+
+@contextlib.contextmanager
+def checkpointed(model: nn.Module, function: Callable[..., Any] | None = None) -> Iterator[None]:
+    """Blocks keep only their inputs and run once more in the backward pass; afterwards all is as it was.
+
+    `function(block, *inputs)` runs a block in place of torch's checkpointing.
+    """
+    model = bare(model)
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    before = {m: {n: vars(m)[n] for n in names if n in vars(m)} for m in model.modules()}
+    model.enable_gradient_checkpointing(function)  # type: ignore[operator]
+    try:
+        yield
+    finally:
+        for module, own in before.items():
+            for name in names:
+                vars(module).pop(name, None)
+            vars(module).update(own)
 
 
 @contextlib.contextmanager

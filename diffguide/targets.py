@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffguide.errors import LayoutError
 from diffguide.layout import Layout, Region
-from diffguide.method import Context, Method
+from diffguide.method import Context, Mover
 
 # words that say how many, not what: no place in the picture belongs to them
 _COUNT = re.compile(r"^(?:(?:an?|the|one|two|three|four|five|six|seven|eight|nine|ten|\d+)\s+)+", re.IGNORECASE)
@@ -25,7 +25,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Placed(Method):
+class Placed(Mover):
     """A method that puts phrases where a layout says; one layout for all pictures, or one for each prompt."""
 
     layout: Layout | Sequence[Layout]

@@ -57,8 +57,8 @@ def test_a_family_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     grids = {site: family.grid(site, (8, 8)) for site in sites}
     wishes = {(0, kind): (Watch(kind), sites) for kind in ("cross", "self")}
     words = family.words(args, kwargs)
-    with torch.no_grad(), passes.looking(model, family, args, kwargs, wishes, grids, words=words) as maps:
-        for cross, own in zip(maps[0]["cross"], maps[0]["self"], strict=True):
+    with torch.no_grad(), passes.looking(model, family, args, kwargs, wishes, grids, words=words) as sight:
+        for cross, own in zip(sight.maps[0]["cross"], sight.maps[0]["self"], strict=True):
             assert cross.values.shape == (1, 16, 256) and own.values.shape == (1, 16, 16)
             share = cross.values.sum(-1) + own.values.sum(-1)
             assert (share < 1).all() and (share > 0.7).all()  # 8 learned tokens have the rest

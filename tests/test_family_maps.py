@@ -137,8 +137,8 @@ def test_the_slope_of_a_loss_of_maps_is_that_of_finite_differences(name: str, mo
 
     def loss(z: Tensor) -> Tensor:
         given = family.with_latents(model, args, kwargs, z)
-        with passes.looking(model, family, *given, wishes, grids, words=words) as maps:
-            values = [seen.values for seen in maps[0]["x"]]
+        with passes.looking(model, family, *given, wishes, grids, words=words) as sight:
+            values = [seen.values for seen in sight.maps[0]["x"]]
         assert all(v.dtype == torch.float64 for v in values)
         return torch.stack([(wave(v) * v.log()).sum() for v in values]).sum()
 

@@ -362,8 +362,7 @@ def test_the_early_stop_gives_the_same_gradient() -> None:
     pipe = tiny.sd()
     pictures, passes_seen = [], []
     for early in (True, False):
-        guide = Guide(pipe, make(Bacon))
-        guide.early_stop = early
+        guide = Guide(pipe, make(Bacon), early_stop=early)
         blocks: list[int] = []
         handle = pipe.unet.conv_out.register_forward_hook(lambda *_, blocks=blocks: blocks.append(1))
         with guide:

@@ -54,8 +54,8 @@ def seen(model: Any, family: Any, args: Any, kwargs: Any, kind: str) -> dict[str
         return {}
     wishes = {(0, "x"): (Watch(kind, head_mean=False), chosen)}  # type: ignore[arg-type]
     words = family.words(args, kwargs)
-    with torch.no_grad(), passes.looking(model, family, args, kwargs, wishes, grids, words=words) as maps:
-        return {s.site.name: s.values.transpose(0, 1).flatten(1, 2) for s in maps[0]["x"]}
+    with torch.no_grad(), passes.looking(model, family, args, kwargs, wishes, grids, words=words) as sight:
+        return {s.site.name: s.values.transpose(0, 1).flatten(1, 2) for s in sight.maps[0]["x"]}
 
 
 # what the families ask of the pipelines about their words

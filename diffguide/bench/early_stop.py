@@ -72,8 +72,8 @@ class Pass:
             words = family.words(args, kwargs)
             with passes.looking(
                 model, family, args, kwargs, self.wishes, self.context.grids, words=words, early=early
-            ) as maps:
-                g = passes.gradient(self.method.loss(maps[0], self.context).sum(), z)
+            ) as sight:
+                g = passes.gradient(self.method.loss(sight.maps[0], self.context).sum(), z)
         if cuda:
             torch.cuda.synchronize()
         if g is None:

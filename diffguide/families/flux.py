@@ -95,6 +95,7 @@ class Chroma(Flux):
     models = ("ChromaTransformer2DModel",)
     prompts = ("prompt",)
     tokenizer = "tokenizer"
+    checkpoints = "diffusers leaves the attention mask out of Chroma's single blocks then"
 
 
 MARK = "\u2603"  # in place of the prompt, to find where it goes

@@ -99,8 +99,8 @@ class WeakGuidance(ClassifierFreeGuidance):
         return GuiderOutput(pred=pred, pred_cond=pred_cond, pred_uncond=pred_uncond)
 
     def _is_weak_enabled(self) -> bool:
-        start, stop = self.method.window
-        return self._enabled and not self.method.inert and start <= self._progress() < stop
+        acts = self.method.acts_at(self._step or 0, self._num_inference_steps or 1)
+        return self._enabled and not self.method.inert and acts
 
     def _progress(self) -> float:
         return (self._step or 0) / max(1, self._num_inference_steps or 1)

@@ -29,7 +29,7 @@ class AttentionRefocusing(Placed):
     scale: float = param(4.0, "step size in the first tenth: 0 changes nothing", low=0.0, high=1000.0)
     cross: float = param(1.0, "weight of L_CAR", low=0.0, high=10.0)
     selves: float = param(1.0, "weight of L_SAR; 0: self-attention is not watched", low=0.0, high=10.0)
-    enough: float = param(0.2, "weakest response inside at which a later step is left out", low=0.0, high=1.0)
+    reached: float = param(0.2, "weakest response inside at which a later step is left out", low=0.0, high=1.0)
     threshold: float = param(0.1, "loss at which a step of the first fifth ends", low=0.0, high=10.0)
     normalize_eot: bool = param(False, "leave the end token out of the softmax over words too (SD2: true)")
     side: int = param(16, "grid of the maps: the nearest the model has, in tokens", low=4, high=64)
@@ -62,7 +62,7 @@ class AttentionRefocusing(Placed):
             value = self.cross * (weight * refocus(X, M)).mean()
             if S is not None:
                 value = value + self.selves * (weight * stay(S[row], M.flatten(1))).mean()
-            met = context.progress >= SCHEDULE[-1][0] and (X * M).amax((1, 2)).min() >= self.enough
+            met = context.progress >= SCHEDULE[-1][0] and (X * M).amax((1, 2)).min() >= self.reached
             losses.append(value * 0 if met else value)
         return torch.stack(losses)
 

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffguide.concepts import Carried, OnOneGrid, find_concepts, over_words, repeats
+from diffguide.concepts import Carried, Repeated, find_concepts, over_words
 from diffguide.maps import Maps
 from diffguide.method import Context, Window, param
 from diffguide.targets import smooth
 
 
 @dataclass(frozen=True)
-class Conform(OnOneGrid):
+class Conform(Repeated):
     r"""Tokens of one group (an object with its attributes) attract, tokens of different groups repel.
 
     InfoNCE over the smoothed cross-attention maps $e$ of all tokens of all groups, now and in the step before, with
@@ -26,8 +26,6 @@ class Conform(OnOneGrid):
     previous: bool = param(True, "compare with the maps of the step before too")
     form: str = param("ntxent", "InfoNCE, or margins on single pairs", choices=("ntxent", "contrastive"))
     softmax: bool = param(False, "softmax over words first, of 100 times the map")
-    refine: tuple[float, ...] = param((0.0, 0.2, 0.4), "progress at which the move is repeated", low=0.0, high=1.0)
-    iterations: int = param(20, "repetitions at each of them", low=1, high=100)
     target: float = param(0.0, "loss at which repetition ends early; 0: never", low=0.0, high=10.0)
     window: Window = param((0.0, 0.5), "part of the run in which latents move", low=0.0, high=1.0, kw_only=True)
 
@@ -51,9 +49,6 @@ class Conform(OnOneGrid):
                 e, labels = torch.cat([e, before]), labels.repeat(2)
             losses.append(ntxent(e, labels, self.temperature) if self.form == "ntxent" else contrastive(e, labels))
         return torch.stack(losses)
-
-    def most(self, context: Context) -> int:
-        return 1 if repeats(context, self.refine) is None else self.iterations + 1
 
     def again(self, history: Tensor, context: Context) -> Tensor:
         """A loss of zero means that there is no pair to attract: nothing moves then."""

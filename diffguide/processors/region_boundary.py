@@ -31,7 +31,7 @@ class RegionBoundary(Placed):
 
     scale: float = param(70.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
     iterations: int = param(5, "most moves in one step", low=1, high=100)
-    enough: float = param(0.85, "IoU at which a phrase is left alone", low=0.0, high=1.0)
+    reached: float = param(0.85, "IoU at which a phrase is left alone", low=0.0, high=1.0)
     boundary: float = param(1.0, "weight of the edges", low=0.0, high=10.0)
     sides: tuple[int, ...] = param((8, 16), "grids of the maps: the nearest the model has, in tokens", low=4, high=64)
     fine: int = param(64, "side of the grid that maps are brought to", low=8, high=128)
@@ -72,7 +72,7 @@ class RegionBoundary(Placed):
         threshold = 0.4 * mean_in(a, M) + 0.6 * mean_in(a, 1 - M)
         B = bounding_box(a.detach() > threshold.detach())
         iou = ((B * M).sum() / (B + M).clamp(max=1).sum()).item()
-        if iou >= self.enough:
+        if iou >= self.reached:
             return raw.sum() * 0
         through, inside = (B - a).detach() + a, (B * M - a).detach() + a
         loss = both_ways(M * inside, through, 1 - iou)
