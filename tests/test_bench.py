@@ -16,7 +16,6 @@ from diffguide import bench
 from diffguide.bench import (
     contenders,
     drawing,
-    early_stop,
     layout,
     ledger,
     pictures,
@@ -26,6 +25,7 @@ from diffguide.bench import (
     sheet,
     statistics,
     tables,
+    thrift,
 )
 from diffguide.errors import ModelError, OutputError, ParamError
 from diffguide.tokens import find
@@ -460,7 +460,7 @@ def test_costs_are_ratios_of_sums():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "speed"}, "no bench is called 'speed' .*early-stop, layout"),
+        ({"name": "speed"}, "no bench is called 'speed' .*layout, semantics, thrift"),
         ({"methods": ["bacn"]}, "bacn.*known.*bacon"),
         ({"methods": ["bacon+scle=1"]}, "no parameter 'scle'.*scale"),
         ({"methods": ["bacon+scale=-1"]}, "Bacon.scale = -1.* outside"),
@@ -470,8 +470,8 @@ def test_costs_are_ratios_of_sums():
         ({"seeds": True}, "seeds = True"),
         ({"batch": 2.5}, "batch = 2.5"),
         ({"dtype": "int8"}, "dtype = 'int8'.*float16"),
-        ({"name": "early-stop", "seeds": 2}, "early-stop has no seeds"),
-        ({"name": "early-stop", "methods": ["pag"]}, "backward-guidance, bacon"),
+        ({"name": "thrift", "seeds": 2}, "thrift has no seeds"),
+        ({"name": "thrift", "methods": ["pag"]}, "backward-guidance, bacon"),
     ],
 )
 def test_wrong_settings_are_named_before_a_model_is_loaded(options, message):
@@ -498,22 +498,23 @@ def test_a_saved_pipeline_is_loaded_by_its_folder(pipe, tmp_path):
     assert torch.equal(loaded.unet.conv_in.weight, pipe.unet.conv_in.weight)
 
 
-# The early stop.
+# What passes save.
 
 
-@pytest.mark.parametrize("name", early_stop.METHODS)
+@pytest.mark.parametrize("name", thrift.METHODS)
 def test_early_stop_gives_the_same_gradient(pipe, name):
-    method = early_stop.named(name)(layout=early_stop.LAYOUT)
-    one = early_stop.Pass.prepare(pipe.unet, method, (16, 16))
+    method = thrift.named(name)(layout=thrift.LAYOUT)
+    one = thrift.Pass.prepare(pipe.unet, method, (16, 16))
     (_, full), (_, early) = one.run(early=False), one.run(early=True)
     assert torch.equal(full, early)
     assert full.abs().max() > 0 and full.shape == (1, 4, 16, 16)
+    assert torch.allclose(one.run(checkpointing=True)[1], early, atol=1e-6 * float(early.abs().max()))
 
 
 def test_early_stop_leaves_work_undone(pipe):
     """The output layer is never reached, and without the stop it is."""
-    method = early_stop.named("bacon")(layout=early_stop.LAYOUT)
-    one = early_stop.Pass.prepare(pipe.unet, method, (16, 16))
+    method = thrift.named("bacon")(layout=thrift.LAYOUT)
+    one = thrift.Pass.prepare(pipe.unet, method, (16, 16))
     reached = []
     handle = pipe.unet.conv_out.register_forward_hook(lambda *_: reached.append(True))
     try:
@@ -525,16 +526,20 @@ def test_early_stop_leaves_work_undone(pipe):
         handle.remove()
 
 
-def test_early_stop_bench_reports_both_denoisers(pipe, monkeypatch, capsys):
-    monkeypatch.setattr(early_stop, "sd15_shaped", lambda make=early_stop.sd15_shaped: make((8, 8, 16, 16), 16))
-    got = bench.run_bench("early-stop", model=pipe, limit=2, progress=True)
+def test_the_thrift_bench_reports_both_denoisers(pipe, monkeypatch, capsys):
+    monkeypatch.setattr(thrift, "sd15_shaped", lambda make=thrift.sd15_shaped: make((8, 8, 16, 16), 16))
+    got = bench.run_bench("thrift", model=pipe, limit=2, progress=True)
     assert [(row["method"], row["n"]) for row in got["rows"]] == [("backward-guidance", 2), ("bacon", 2)] * 2
     assert len({row["denoiser"] for row in got["rows"]}) == 2
     for row in got["rows"]:
-        assert row["gradient_identical"] == {"value": 1.0, "low": 1.0, "high": 1.0}
-        assert 0 < row["seconds_ratio"]["low"] <= row["seconds_ratio"]["value"] <= row["seconds_ratio"]["high"]
+        assert row["early_stop_gradient_error"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+        assert row["checkpointing_gradient_error"]["value"] < 1e-4
+        assert row["checkpointing_memory_ratio"]["value"] < 1
+        for switch in ("early_stop", "reuse", "checkpointing"):
+            ratio = row[f"{switch}_seconds_ratio"]
+            assert 0 < ratio["low"] <= ratio["value"] <= ratio["high"]
     printed = capsys.readouterr()
-    assert "seconds ratio" in printed.out and "pair" in printed.err
+    assert "reuse seconds ratio" in printed.out and "pair" in printed.err
 
 
 # Tables.
@@ -557,4 +562,4 @@ def test_numbers_keep_three_digits(value):
 
 
 def test_names_are_sorted():
-    assert bench.names() == ["early-stop", "layout", "semantics"]
+    assert bench.names() == ["layout", "semantics", "thrift"]

@@ -97,7 +97,7 @@ def test_a_window_is_two_numbers_in_order(value):
 def test_unknown_names_are_told_with_the_known_ones():
     with pytest.raises(ParamError, match=r"no method is called 'bacn' \(known: .*bacon"):
         describe.make("bacn")
-    with pytest.raises(ParamError, match=r"pag has no parameter 'sale' \(known: window, scale, layers\)"):
+    with pytest.raises(ParamError, match=r"pag has no parameter 'sale' \(known: window, interval, scale, layers\)"):
         describe.make("pag", {"sale": 1})
     with pytest.raises(ParamError, match="not attached; add --method pag"):
         describe.assignments(["pag.scale=1"], ["bacon"])

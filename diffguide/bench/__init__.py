@@ -15,7 +15,7 @@ from typing import Any
 
 from diffguide.errors import OutputError, ParamError
 
-_BENCHES = {"early-stop": "early_stop", "layout": "layout", "semantics": "semantics"}  # name: module of this package
+_BENCHES = {name: name for name in ("layout", "semantics", "thrift")}
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 
@@ -47,7 +47,7 @@ def run_bench(
         model: an embedded model, a folder, a hub id, or a pipeline.
         methods: names of methods, each perhaps with settings: `"bacon+scale=20+window=0:0.3"`; the bench's own
             choice if not given.
-        limit: use only so many scenes (layout) or repeat so often (early-stop).
+        limit: use only so many scenes (layout) or repeat so often (thrift).
         seeds: pictures for each scene, from seeds 0, 1, ... (layout).
         json: file for the result.
         out: folder for a report and a contact sheet.

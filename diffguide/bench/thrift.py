@@ -1,8 +1,9 @@
-"""What is saved by ending a gradient pass at the last attention module that the loss looks at."""
+"""What a gradient pass saves by each switch of a guide: the early stop, reuse, checkpointing."""
 
+import contextlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,12 @@ from tqdm import tqdm
 
 from diffguide import passes
 from diffguide.bench.statistics import Interval, quartiles
+from diffguide.descent import Thrift
 from diffguide.errors import ParamError, SteeringError
+from diffguide.explain import gradient_memory
 from diffguide.family import Family, of_model, of_pipe
 from diffguide.layout import Layout, Region
+from diffguide.maps import Maps
 from diffguide.method import Context, Method
 from diffguide.processors import named
 from diffguide.site import Grid, Site
@@ -59,26 +63,68 @@ class Pass:
     def watched(self) -> list[Site]:
         return [site for _, sites in self.wishes.values() for site in sites]
 
-    def run(self, *, early: bool) -> tuple[float, Tensor]:
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def run(self, *, early: bool = True, checkpointing: bool = False) -> tuple[float, Tensor]:
         """Seconds of the forward, the loss and the backward; and the gradient [1, C, h, w] in float32."""
-        cuda = next(self.model.parameters()).is_cuda
-        if cuda:
-            torch.cuda.synchronize()
-        began = time.perf_counter()
-        with passes.differentiable(self.model):
-            family, model = self.family, self.model
-            z = family.latents(model, self.args, self.kwargs).clone().requires_grad_()
-            args, kwargs = family.with_latents(model, self.args, self.kwargs, z)
-            words = family.words(args, kwargs)
-            with passes.looking(
-                model, family, args, kwargs, self.wishes, self.context.grids, words=words, early=early
-            ) as sight:
+        began = self.now()
+        blocks = passes.checkpointed(self.model) if checkpointing else contextlib.nullcontext()
+        with passes.differentiable(self.model), blocks:
+            z, args, kwargs = self.leaf()
+            with self.looking(args, kwargs, early) as sight:
                 g = passes.gradient(self.method.loss(sight.maps[0], self.context).sum(), z)
-        if cuda:
-            torch.cuda.synchronize()
+        seconds = self.now() - began
         if g is None:
             raise SteeringError(f"{type(self.method).__name__}: the gradient is not finite; use float32")
-        return time.perf_counter() - began, g
+        return seconds, g
+
+    def unmoved(self, *, reuse: bool) -> float:
+        """Seconds of a pass that finds nothing to move, and of the pipeline's call with guidance after it."""
+
+        def judge(maps: dict[int, Maps]) -> bool:
+            self.method.loss(maps[0], self.context)
+            torch.set_grad_enabled(not reuse)
+            return not reuse
+
+        began = self.now()
+        with passes.differentiable(self.model):
+            _, args, kwargs = self.leaf()
+            with self.looking(args, kwargs, judge):
+                pass
+        rows = torch.zeros(1 if reuse else 2, dtype=torch.long)
+        with torch.no_grad():
+            passes.evaluate(self.model, *twice(self.args, self.kwargs, rows))
+        return self.now() - began
+
+    def leaf(self) -> tuple[Tensor, tuple[Any, ...], dict[str, Any]]:
+        """Latents to differentiate for, and the arguments with them."""
+        z = self.family.latents(self.model, self.args, self.kwargs).clone().requires_grad_()
+        return z, *self.family.with_latents(self.model, self.args, self.kwargs, z)
+
+    def looking(self, args: tuple[Any, ...], kwargs: dict[str, Any], early: Any) -> Any:
+        words = self.family.words(args, kwargs)
+        grids = self.context.grids
+        return passes.looking(self.model, self.family, args, kwargs, self.wishes, grids, words=words, early=early)
+
+    def now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def memory(self, *, checkpointing: bool) -> float:
+        """MiB that a pass keeps for its backward, counted on tensors without memory."""
+        watched = {name: wish for (_, name), wish in self.wishes.items()}
+        thrift = Thrift(checkpointing=checkpointing)
+        size = self.context.size
+        return gradient_memory(self.family, self.model, size, watched, self.context.grids, thrift)
+
+
+def twice(args: tuple[Any, ...], kwargs: dict[str, Any], rows: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a call of one row, for as many as `rows` has zeros."""
+    widen = _each(lambda t: t[rows.to(t.device)] if t.ndim and len(t) == 1 else t)
+    return widen(args), widen(kwargs)
 
 
 def check(*, methods: Sequence[str] = METHODS, **_: int) -> None:
@@ -98,7 +144,10 @@ def run(
     out: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Time both passes `limit` times, in turns, on the pipeline's denoiser and on a random one shaped like SD 1.5."""
+    """Time passes with and without each switch `limit` times, in turns.
+
+    On the pipeline's denoiser and on a random one shaped like SD 1.5.
+    """
     check(methods=methods)
     _, attribute = of_pipe(pipe)
     own: nn.Module = getattr(pipe, attribute)
@@ -138,24 +187,36 @@ def run(
 
 
 def compare(gradient_pass: Pass, repeats: int, bar: Any = None) -> dict[str, Interval]:
-    """Seconds with and without the early stop, their ratio, and the share of repeats with bit-identical gradients."""
-    full, early, same = [], [], []
-    for early_first in (False, True):  # once each, to warm up
-        gradient_pass.run(early=early_first)
+    """Each switch against the pass without it: seconds in turns, memory, and how far gradients are apart."""
+    each: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "early_stop": (lambda: gradient_pass.run(early=False), lambda: gradient_pass.run(early=True)),
+        "reuse": (
+            lambda: (gradient_pass.unmoved(reuse=False), None),
+            lambda: (gradient_pass.unmoved(reuse=True), None),
+        ),
+        "checkpointing": (lambda: gradient_pass.run(), lambda: gradient_pass.run(checkpointing=True)),
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in each}
+    apart: dict[str, list[float]] = {name: [] for name in each}
+    for pair in each.values():  # once each, to warm up
+        for run_one in pair:
+            run_one()
     for repeat in range(repeats):
-        order = (False, True) if repeat % 2 == 0 else (True, False)
-        found = {stops: gradient_pass.run(early=stops) for stops in order}
-        full.append(found[False][0])
-        early.append(found[True][0])
-        same.append(float(torch.equal(found[False][1], found[True][1])))
+        for name, pair in each.items():
+            order = (0, 1) if repeat % 2 == 0 else (1, 0)
+            found = {which: pair[which]() for which in order}
+            ratios[name].append(found[1][0] / found[0][0])
+            if found[0][1] is not None:
+                apart[name].append(float((found[1][1] - found[0][1]).abs().max() / found[0][1].abs().max()))
         if bar is not None:
             bar.update()
-    identical = sum(same) / len(same)
+    usual, less = (gradient_pass.memory(checkpointing=c) for c in (False, True))
     return {
-        "seconds_full": quartiles(full),
-        "seconds_early": quartiles(early),
-        "seconds_ratio": quartiles([e / f for e, f in zip(early, full, strict=True)]),
-        "gradient_identical": {"value": identical, "low": min(same), "high": max(same)},
+        **{f"{name}_seconds_ratio": quartiles(ratios[name]) for name in each},
+        "early_stop_gradient_error": quartiles(apart["early_stop"]),
+        "checkpointing_gradient_error": quartiles(apart["checkpointing"]),
+        "checkpointing_memory_ratio": quartiles([less / usual]),
+        "memory": quartiles([usual]),
     }
 
 
@@ -198,12 +259,20 @@ def _context(sites: list[Site], grids: dict[Site, Grid], size: Grid) -> Context:
 
 def _noise(value: Any, rng: torch.Generator) -> Any:
     """The same structure with noise in every tensor; single numbers are timesteps."""
-    if isinstance(value, Tensor):
-        if value.ndim == 0:
-            return torch.full_like(value, TIMESTEP)
-        return torch.randn(value.shape, generator=rng).to(value)
-    if isinstance(value, dict):
-        return {k: _noise(v, rng) for k, v in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_noise(v, rng) for v in value)
-    return value
+    draw = _each(lambda t: torch.full_like(t, TIMESTEP) if t.ndim == 0 else torch.randn(t.shape, generator=rng).to(t))
+    return draw(value)
+
+
+def _each(change: Callable[[Tensor], Tensor]) -> Callable[[Any], Any]:
+    """A function that changes every tensor of a structure."""
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        if isinstance(value, dict):
+            return {k: walk(v) for k, v in value.items()}
+        if isinstance(value, tuple):
+            return tuple(walk(v) for v in value)
+        return value
+
+    return walk
