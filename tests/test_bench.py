@@ -460,7 +460,7 @@ def test_costs_are_ratios_of_sums():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "speed"}, "no bench is called 'speed' .*layout, semantics, thrift"),
+        ({"name": "speed"}, "no bench is called 'speed' .*layout, peers, semantics, thrift"),
         ({"methods": ["bacn"]}, "bacn.*known.*bacon"),
         ({"methods": ["bacon+scle=1"]}, "no parameter 'scle'.*scale"),
         ({"methods": ["bacon+scale=-1"]}, "Bacon.scale = -1.* outside"),
@@ -496,6 +496,29 @@ def test_a_saved_pipeline_is_loaded_by_its_folder(pipe, tmp_path):
     loaded, label = load(str(tmp_path / "tiny"), "cpu")
     assert label == "tiny"
     assert torch.equal(loaded.unet.conv_in.weight, pipe.unet.conv_in.weight)
+
+
+# Peers.
+
+
+def test_peers_draw_the_same_with_the_same_losses(pipe, tmp_path):
+    """One step from the same noise: the pipeline of diffusers is the witness, and leaves nothing behind."""
+    before = dict(pipe.unet.attn_processors)
+    found = bench.run_bench("peers", model=pipe, limit=2, steps=2, out=tmp_path, progress=False)
+    assert [row["method"] for row in found["rows"]] == ["none", "diffusers", "attend-excite"]
+    plain, theirs, ours = found["rows"]
+    assert "last_loss" not in plain and 0 < ours["last_loss"]["value"] < 1
+    assert ours["last_loss"]["value"] == pytest.approx(theirs["last_loss"]["value"], abs=1e-3)
+    assert ours["backwards"] == theirs["backwards"] and ours["forwards"]["value"] < theirs["forwards"]["value"]
+    assert "numbers_right" not in ours, "none was asked for"
+    assert pipe.unet.attn_processors == before
+    with Image.open(tmp_path / "contact_sheet.png") as sheet_:
+        assert sheet_.width > 3 * 128
+
+
+def test_peers_of_other_methods_are_not_to_be_had(pipe):
+    with pytest.raises(ParamError, match="conform: this bench compares attend-excite"):
+        bench.run_bench("peers", model=pipe, methods=["conform"], progress=False)
 
 
 # What passes save.
@@ -562,4 +585,4 @@ def test_numbers_keep_three_digits(value):
 
 
 def test_names_are_sorted():
-    assert bench.names() == ["layout", "semantics", "thrift"]
+    assert bench.names() == ["layout", "peers", "semantics", "thrift"]

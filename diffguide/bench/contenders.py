@@ -1,7 +1,7 @@
 """What a bench compares: the plain pipeline and methods with their settings."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,14 @@ class Contender:
     label: str
     method: type[Method] | None
     settings: dict[str, Any]
+    peer: Callable[..., Any] | None = None  # draws in place of the pipeline under a guide, see `drawing.guided`
 
-    def build(self, layouts: Sequence[Layout | None]) -> Method | None:
-        """The method for a batch, one layout for each picture, or none."""
+    def build(self, layouts: Sequence[Layout | None], **more: Any) -> Method | None:
+        """The method for a batch, one layout for each picture, or none; `more` settings come from the task."""
         if self.method is None:
             return None
         wants = {"layout": list(layouts)} if wants_layout(self.method) and None not in layouts else {}
-        return self.method(**wants, **self.settings)
+        return self.method(**wants, **more, **self.settings)
 
 
 def contenders(methods: Sequence[str], *, layouts: bool = True) -> list[Contender]:

@@ -45,24 +45,48 @@ class Job:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A batch of pictures and its cost: seconds and MiB for the batch, forwards and backwards for each picture."""
+    """A batch of pictures and its cost: seconds and MiB for the batch, forwards and backwards for each picture.
+
+    `loss` is the last one of the run, the mean over pictures, if it was asked for.
+    """
 
     pictures: list[Image.Image]
     seconds: float
     memory: float
     forwards: float
     backwards: float
+    loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Painted:
+    """Pictures, and what they took: denoiser rows and backward passes for each; perhaps the last loss."""
+
+    pictures: list[Image.Image]
+    forwards: float
+    backwards: float
+    loss: float | None = None
 
 
 def draw(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Drawn:
-    """One batch by one method."""
-    method = contender.build([job.task.layout for job in jobs])
-    guide = Guide(pipe, method) if method is not None else None
+    """One batch by one contender."""
+    paint = contender.peer or guided
     cuda = denoiser_weight(pipe).is_cuda
     _settle(cuda)
     reset_peak(cuda)
+    began = time.perf_counter()
+    painted = paint(pipe, jobs, contender, steps)
+    if cuda:
+        torch.cuda.synchronize()
+    seconds, memory = time.perf_counter() - began, peak(cuda)
+    return Drawn(painted.pictures, seconds, memory, painted.forwards, painted.backwards, painted.loss)
+
+
+def guided(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int, **more: Any) -> Painted:
+    """A batch by the pipeline under a guide, or by the plain one; `more` settings of the method."""
+    method = contender.build([job.task.layout for job in jobs], **more)
+    guide = Guide(pipe, method) if method is not None else None
     with guide or nullcontext():
-        began = time.perf_counter()
         pictures = pipe(
             [job.task.caption for job in jobs],
             num_inference_steps=steps,
@@ -70,13 +94,18 @@ def draw(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Dr
             generator=[job.noise() for job in jobs],
             **no_zeros(pipe),
         ).images
-        if cuda:
-            torch.cuda.synchronize()
-        seconds, memory = time.perf_counter() - began, peak(cuda)
     if guide is None or method is None or method.inert:
         rows = 2 if GUIDANCE_SCALE > 1 else 1
-        return Drawn(pictures, seconds, memory, float(rows * len(pipe.scheduler.timesteps)), 0.0)
-    return Drawn(pictures, seconds, memory, guide.report.forwards, guide.report.backwards)
+        return Painted(pictures, float(rows * len(pipe.scheduler.timesteps)), 0.0)
+    return Painted(pictures, guide.report.forwards, guide.report.backwards, last_loss(guide))
+
+
+def last_loss(guide: Guide) -> float | None:
+    """The mean over pictures of the sum of the methods' losses in the last gradient pass."""
+    if not guide.report.steps:
+        return None
+    each = list(zip(*guide.report.steps[-1].losses[-1].values(), strict=True))
+    return sum(map(sum, each)) / len(each)
 
 
 def denoiser_weight(pipe: Any) -> torch.Tensor:

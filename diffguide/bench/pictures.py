@@ -38,6 +38,9 @@ class PictureBench(ABC):
     methods: ClassVar[tuple[str, ...]]  # compared unless others are named
     layouts: ClassVar[bool] = True  # whether the tasks have one
     told: ClassVar[str]  # below the contact sheet
+    losses: ClassVar[bool] = False  # whether the last loss is told: of one method, in several ways
+    batch: ClassVar[int] = BATCH  # pictures at once
+    seeds: ClassVar[int] = SEEDS
 
     @abstractmethod
     def tasks(self, limit: int | None) -> Sequence[Task]:
@@ -59,6 +62,10 @@ class PictureBench(ABC):
     def note(self, counts: dict[str, int]) -> str:
         """A word on a picture of the sheet."""
 
+    def contenders(self, methods: Sequence[str] | None = None) -> list[Contender]:
+        """Who is compared; raises ParamError if one cannot be."""
+        return contenders(self.methods if methods is None else methods, layouts=self.layouts)
+
     def extras(self, tasks: Sequence[Any]) -> dict[str, Any]:
         """Further parts of the result."""
         return {}
@@ -70,7 +77,7 @@ class PictureBench(ABC):
 
 def check(bench: PictureBench, methods: Sequence[str] | None = None) -> None:
     """Raise ParamError where `run` would, before a model is loaded."""
-    contenders(bench.methods if methods is None else methods, layouts=bench.layouts)
+    bench.contenders(methods)
 
 
 def run(
@@ -80,8 +87,8 @@ def run(
     *,
     methods: Sequence[str] | None = None,
     limit: int | None = None,
-    seeds: int = SEEDS,
-    batch: int = BATCH,
+    seeds: int | None = None,
+    batch: int | None = None,
     steps: int = STEPS,
     workers: int = 1,
     source: tuple[Any, ...] = (),
@@ -94,7 +101,8 @@ def run(
     Batches that were drawn are kept in the file `part`; a run with the same settings goes on after them. With several
     `workers` each is a process of one thread with its own pipeline, loaded from `source`.
     """
-    chosen = contenders(bench.methods if methods is None else methods, layouts=bench.layouts)
+    chosen = bench.contenders(methods)
+    seeds, batch = seeds or bench.seeds, batch or bench.batch
     tasks = bench.tasks(limit)
     shown = {task.index for task in bench.show(tasks)} if out is not None else set()
     jobs = [Job(task, seed) for seed in range(seeds) for task in tasks]
@@ -250,7 +258,7 @@ def account(bench: PictureBench, jobs: Sequence[Job], drawn: Drawn) -> dict[str,
         {"scene": job.task.index, "seed": job.seed, **bench.counts(picture, job.task)}
         for job, picture in zip(jobs, drawn.pictures, strict=True)
     ]
-    cost = {key: getattr(drawn, key) for key in ("seconds", "memory", "forwards", "backwards")}
+    cost = {key: getattr(drawn, key) for key in ("seconds", "memory", "forwards", "backwards", "loss")}
     return {**cost, "pictures": scores}
 
 
@@ -264,6 +272,7 @@ def summary(bench: PictureBench, label: str, records: Sequence[Record]) -> dict[
     plain = [r["runs"][PLAIN] for r in records]
     sizes = [len(r["pictures"]) for r in runs]
     seconds, memory = [r["seconds"] for r in runs], [r["memory"] for r in runs]
+    losses = [r["loss"] for r in runs if bench.losses and r["loss"] is not None]
     return {
         "method": label,
         "n": sum(sizes),
@@ -274,6 +283,7 @@ def summary(bench: PictureBench, label: str, records: Sequence[Record]) -> dict[
         "backwards": ratio([r["backwards"] * n for r, n in zip(runs, sizes, strict=True)], sizes),
         "seconds": ratio(seconds, sizes),
         "memory": ratio(memory, [1.0] * len(memory)),
+        **({"last_loss": ratio(losses, [1.0] * len(losses))} if losses else {}),
     }
 
 

@@ -39,13 +39,19 @@ class SemanticsBench(PictureBench):
         return read(detect(picture), task)
 
     def shares(self, pictures: Sequence[dict[str, int]]) -> dict[str, Interval]:
+        """What nothing was drawn of is left out."""
+        wanted = {
+            "objects_present": ("present", "wanted"),
+            "prompts_complete": ("complete", None),
+            "attributes_bound": ("bound", "shaped"),
+            "numbers_right": ("number_right", "numbered"),
+            "relations_right": ("relation_right", "related"),
+            "extra_objects": ("extra", None),
+        }
         found = {
-            "objects_present": share(pictures, "present", "wanted"),
-            "prompts_complete": share(pictures, "complete"),
-            "attributes_bound": share(pictures, "bound", "shaped"),
-            "numbers_right": share(pictures, "number_right", "numbered"),
-            "relations_right": share(pictures, "relation_right", "related"),
-            "extra_objects": share(pictures, "extra"),
+            name: share(pictures, above, below)
+            for name, (above, below) in wanted.items()
+            if below is None or any(p[below] for p in pictures)
         }
         for number, sort in enumerate(SORTS):
             of_sort = [p for p in pictures if p["sort"] == number]
