@@ -111,23 +111,19 @@ def as_it_was(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def counted(peer: Any) -> Iterator[dict[str, float]]:
-    """Rows that its denoiser evaluates, its backward passes, and the last loss."""
+    """Rows that its denoiser evaluates, its backward passes, and the loss of the last."""
     counts = {"forwards": 0.0, "backwards": 0.0, "loss": float("nan")}
 
     def forward(_: nn.Module, args: tuple[Any, ...]) -> None:
         counts["forwards"] += len(args[0])
 
-    def update(*args: Any, **kwargs: Any) -> torch.Tensor:
+    def update(latents: torch.Tensor, loss: torch.Tensor, step_size: float) -> torch.Tensor:
         counts["backwards"] += 1
-        return type(peer)._update_latent(*args, **kwargs)
-
-    def judge(*args: Any, **kwargs: Any) -> torch.Tensor:
-        loss = type(peer)._compute_loss(*args, **kwargs)
         counts["loss"] = loss.item()
-        return loss
+        return type(peer)._update_latent(latents, loss, step_size)
 
     handle = peer.unet.register_forward_pre_hook(forward)
-    peer._update_latent, peer._compute_loss = update, judge
+    peer._update_latent = update
     try:
         yield counts
     finally:
