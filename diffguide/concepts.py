@@ -18,17 +18,21 @@ from diffguide.tokens import find_groups
 def find_concepts(context: Context, owner: str, phrases: Sequence[str], least: int = 1) -> list[list[list[int]]]:
     """For each picture the columns of each of its concepts; without phrases, of the noun phrases of its prompt.
 
+    The phrases are kept as `context.memory["words"]`, for the report.
+
     Raises:
         ParamError: fewer than `least` concepts are named or found.
         PromptError: a phrase is not in its prompt.
     """
     found = []
+    context.memory["words"] = words = []
     for b, prompt in enumerate(context.prompts):
         named = tuple(phrases) or tuple(find_groups(prompt or ""))
         if len(named) < least:
             wants = "no noun phrase" if not named else f"only {', '.join(map(repr, named))}"
             raise ParamError(f"{owner}: {wants} found in {prompt!r}; name {least} or more words or phrases")
-        found.append([context.find(b, bare_phrase(phrase), None) for phrase in named])
+        words.append([bare_phrase(phrase) for phrase in named])
+        found.append([context.find(b, phrase, None) for phrase in words[-1]])
     return found
 
 

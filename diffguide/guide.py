@@ -193,7 +193,8 @@ class Guide:
         for number, method in enumerate(self._active):
             if method.asks("prepare"):
                 method.prepare(run.context(number))
-        self.report = Report()
+        said = {type(m).__name__: run.memories[n].get("words") for n, m in enumerate(self._active)}
+        self.report = Report(words={name: words for name, words in said.items() if words})
         self.report.start(self.model)
         return run
 

@@ -30,6 +30,7 @@ class Report:
     """The last run.
 
     Attributes:
+        words: the phrases that a method without a layout worked on, by its name, for each picture.
         steps: the steps that had a gradient pass.
         forwards: denoiser rows evaluated for each picture (plain guidance: two a step), shortened passes included.
         backwards: backward passes for each picture.
@@ -37,6 +38,7 @@ class Report:
         peak_memory: MiB, of the accelerator if the denoiser is on one, else of the process.
     """
 
+    words: dict[str, list[list[str]]] = field(default_factory=dict)
     steps: list[StepReport] = field(default_factory=list)
     forwards: float = 0.0
     backwards: float = 0.0
@@ -61,6 +63,9 @@ class Report:
             f"{self.forwards:.0f} forwards and {self.backwards:.0f} backwards a picture, {self.seconds:.2f} s, "
             f"peak {self.peak_memory:.0f} MiB"
         ]
+        for name, pictures in self.words.items():
+            told = dict.fromkeys(" | ".join(words) for words in pictures)  # pictures of one prompt have the same
+            lines += [f"{name} works on: {words}" for words in told]
         for step in self.steps:
             first, last = step.losses[0], step.losses[-1]
             told = ", ".join(f"{n} {_mean(first[n]):.3f} -> {_mean(last[n]):.3f}" for n in first)

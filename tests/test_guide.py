@@ -466,6 +466,17 @@ def test_a_phrase_that_is_not_in_the_prompt() -> None:
         tiny.call(pipe, "a green star")
 
 
+def test_the_report_tells_the_words_that_were_found() -> None:
+    """Those of the prompt, picture by picture."""
+    pipe = tiny.sd()
+    prompts = [tiny.PROMPT, "three green stars and a white cross on a black background"]
+    with Guide(pipe, AttendExcite(window=(0.0, 0.1), refine=(), targets=())) as guide:
+        tiny.call(pipe, [*prompts, prompts[0]], num_inference_steps=2)
+    first, second = ["red circle", "blue square"], ["green stars", "white cross"]
+    assert guide.report.words == {"AttendExcite": [first, second, first]}
+    assert str(guide.report).count("AttendExcite works on: red circle | blue square") == 1
+
+
 def test_attaching_twice() -> None:
     pipe = tiny.sd()
     with Guide(pipe, PAG()) as guide:

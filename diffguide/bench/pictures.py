@@ -37,6 +37,7 @@ class PictureBench(ABC):
 
     methods: ClassVar[tuple[str, ...]]  # compared unless others are named
     layouts: ClassVar[bool] = True  # whether the tasks have one
+    rank: ClassVar[str]  # the metric, more of it being better, by which methods are ranked
     told: ClassVar[str]  # below the contact sheet
     losses: ClassVar[bool] = False  # whether the last loss is told: of one method, in several ways
     batch: ClassVar[int] = BATCH  # pictures at once
@@ -121,8 +122,10 @@ def run(
     with prepared(pipe):
         artist = Artist(bench, chosen, steps, out, shown)
         records = artist.draw_all(pipe, batches, ledger, progress, workers, source)
+    rows = [summary(bench, c.label, records) for c in chosen]
     found: dict[str, Any] = {
-        "rows": [summary(bench, c.label, records) for c in chosen],
+        "rows": rows,
+        "ranking": {"by": bench.rank, "methods": ranked(rows, bench.rank)},
         **bench.extras(tasks),
         "settings": settings,
         "intervals": "95 % bootstrap, over scenes for what was drawn, over batches for what it cost; n counts pictures",
@@ -285,6 +288,11 @@ def summary(bench: PictureBench, label: str, records: Sequence[Record]) -> dict[
         "memory": ratio(memory, [1.0] * len(memory)),
         **({"last_loss": ratio(losses, [1.0] * len(losses))} if losses else {}),
     }
+
+
+def ranked(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
+    """The methods, the best first."""
+    return [row["method"] for row in sorted(rows, key=lambda row: -row[metric]["value"])]
 
 
 def share(pictures: Sequence[dict[str, int]], above: str, below: str | None = None) -> Interval:

@@ -24,6 +24,7 @@ class SemanticsBench(PictureBench):
 
     methods = (PLAIN, "attend-excite", "a-star", "conform")
     layouts = False
+    rank = "objects_present"
     told = (
         "{count} prompts with seed 0, the first of each sort, then the second, not chosen; below each picture how many "
         "of the wanted things were found, and what else was there."

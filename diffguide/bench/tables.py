@@ -56,6 +56,9 @@ def as_markdown(result: Result) -> str:
 
 def _notes(result: Result) -> list[str]:
     notes = []
+    if len(result.get("ranking", {}).get("methods", ())) > 2:
+        ranking = result["ranking"]
+        notes.append(f"Ranked by {ranking['by'].replace('_', ' ')}: {', '.join(ranking['methods'])}.")
     if "detector" in result:
         told = ", ".join(
             f"{key.replace('_', ' ')} {interval(value)}"

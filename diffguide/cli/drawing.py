@@ -135,6 +135,7 @@ def _of_picture(path: Path, picture: "Picture", written: Iterable[Path]) -> dict
         "seed": picture.seed,
         "seconds": round(picture.seconds, 3),
         "report": {
+            "words": {name: words[0] for name, words in report.words.items()},
             "forwards": report.forwards,
             "backwards": report.backwards,
             "seconds": round(report.seconds, 3),
