@@ -18,7 +18,7 @@ from diffguide.maps import Watch
 from diffguide.method import Context, Method
 from diffguide.processors.steered import check_processor
 from diffguide.report import MIB
-from diffguide.site import Grid, Site
+from diffguide.site import Grid, Site, in_layers
 
 PLAIN = Thrift()
 WITHOUT = "leave out checkpointing=True and call disable_gradient_checkpointing() on the denoiser"
@@ -59,7 +59,7 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method],
             reasons.append(str(error))
             break
     for method in methods:
-        if method.asks("attend") and not method.where(sites):
+        if (method.asks("attend") and not method.where(sites)) or not _watches(method, sites):
             reasons.append(f"{type(method).__name__} finds no site in this denoiser; {_why(family, method)}")
         reasons += unseen(family, method, sites)
     reasons += unfit(denoisers(pipe), methods, thrift)
@@ -76,6 +76,15 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method],
     if not hasattr(pipe.scheduler, "step"):
         reasons.append(f"{type(pipe.scheduler).__name__} has no step function; use a scheduler of diffusers")
     return reasons
+
+
+def _watches(method: Method, sites: list[Site]) -> bool:
+    """Whether the layers that a method watches are there; kinds of maps that are not there are told elsewhere."""
+    layers = getattr(method, "layers", "")
+    if not method.asks("loss") or not layers:
+        return True
+    kinds = {watch.kind for watch in method.watch(_before(sites, {}, (), 1)).values()}
+    return all(any(s.kind in (kind, "joint") and in_layers(s, layers) for s in sites) for kind in kinds)
 
 
 def _why(family: Family, method: Method) -> str:
@@ -209,7 +218,7 @@ def _touched(
 ) -> list[Site]:
     touched = list(method.where(sites)) if method.asks("attend") else []
     for name, watch in method.watch(_before(sites, grids, size, steps)).items():
-        chosen = watch.choose(sites, grids)
+        chosen = method.watched(watch, sites, grids)
         touched += [s for s in chosen if s not in touched]
         if method.asks("loss"):
             watched[f"{method.name()} {name}"] = (watch, chosen)

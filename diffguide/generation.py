@@ -142,7 +142,7 @@ class Generation:
         found: Wishes = {}
         for number, method in methods.items():
             for name, watch in method.watch(self.context(number)).items():
-                sites = watch.choose(self.sites, self.grids)
+                sites = method.watched(watch, self.sites, self.grids)
                 if watch.kind == "self" and any(len(self.grids[s]) == 3 and not s.apart for s in sites):
                     raise AttachError(
                         f"{type(method).__name__} wants self-attention maps of a video: {LARGE}; choose settings "

@@ -7,7 +7,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffguide.site import Grid, Site
+from diffguide.site import Grid, Site, in_layers
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,13 @@ class Watch:
     head_mean: bool = True
     blocks: tuple[str, ...] = ("down", "mid", "up")
 
-    def choose(self, sites: list[Site], grids: dict[Site, Grid]) -> list[Site]:
-        """The sites to look at: those on the grids nearest to the wanted sides (geometric mean of height and width)."""
-        of_kind = [s for s in sites if s.kind in (self.kind, "joint") and s.block in self.blocks]
+    def choose(self, sites: list[Site], grids: dict[Site, Grid], layers: str = "") -> list[Site]:
+        """The sites to look at: those on the grids nearest to the wanted sides (geometric mean of height and width).
+
+        `layers` takes the place of `blocks`, see `site.in_layers`.
+        """
+        of_kind = [s for s in sites if s.kind in (self.kind, "joint")]
+        of_kind = [s for s in of_kind if (s.block in self.blocks if not layers else in_layers(s, layers))]
         levels = {s.level: (grids[s][-2] * grids[s][-1]) ** 0.5 for s in of_kind}
         if not levels:
             return []

@@ -256,6 +256,10 @@ class Method:
         """The maps that `loss` wants to see, by name."""
         return {}
 
+    def watched(self, watch: "Watch", sites: list[Site], grids: dict[Site, Grid]) -> list[Site]:
+        """The sites at which a wish is granted."""
+        return watch.choose(sites, grids)
+
     def rate(self, context: Context) -> float:
         """Step size: latents at the model's scale move by `-rate * gradient`. 0 skips the gradient pass."""
         return 0.0
@@ -284,6 +288,15 @@ class Mover(Method):
     enough: float = param(
         0.0, "loss at which a picture is left alone until the run ends; 0: never", low=0.0, high=10.0, kw_only=True
     )
+
+    layers: str = param(
+        "",
+        'where maps are watched: "down", "mid", "up", "all" or patterns of module names; empty: as the method has it',
+        kw_only=True,
+    )
+
+    def watched(self, watch: "Watch", sites: list[Site], grids: dict[Site, Grid]) -> list[Site]:
+        return watch.choose(sites, grids, self.layers)
 
     def rests(self, losses: Tensor) -> Tensor:
         return losses <= self.enough if self.enough > 0 else super().rests(losses)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from typing import Literal
 
 from torch import Tensor, nn
@@ -36,6 +37,12 @@ class Site:
     calls: int = 1
     call: int = 0
     apart: bool = False
+
+
+def in_layers(site: Site, layers: str) -> bool:
+    """Whether a site is in one of the layers: `"down"`, `"mid"`, `"up"`, `"all"` or patterns of names, by commas."""
+    wanted = [part.strip() for part in layers.split(",")]
+    return any(w == "all" or w == site.block or fnmatch(site.name, w) for w in wanted)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from diffguide import Guide
 from diffguide.errors import AttachError
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, param
+from diffguide.method import Context, Method, Mover, param
 from diffguide.processors import PAG
 from diffguide.processors.pag import alone
 from diffguide.site import Call, Site
@@ -55,7 +55,7 @@ def wave(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pull(Method):
+class Pull(Mover):
     """Attention to two words, raised."""
 
     speed: float = param(30.0, "step size", low=0.0)

@@ -186,3 +186,33 @@ def test_a_picture_whose_loss_is_low_is_left_alone_for_good() -> None:
     with Guide(pipe, Listed()):
         tiny.call(pipe, prompts, num_inference_steps=6)
     assert [step for step, _ in asked] == list(range(6)), "0 is never"
+
+
+@pytest.mark.parametrize("layers", ["down", "mid", "down,mid", "all", "up_blocks.1.*"])
+def test_layers_choose_what_is_watched(layers: str) -> None:
+    pipe = tiny.sd()
+    method = make_excite(layers=layers, window=(0.0, 0.3), refine=(), targets=())
+    with Guide(pipe, method) as guide:
+        seen = guide.explain().sites["attend-excite"]
+        tiny.call(pipe)
+    assert guide.report.backwards > 0
+    places = ("down", "mid", "up") if layers == "all" else tuple(layers.replace("_blocks.1.*", "").split(","))
+    assert seen and all(name.startswith(places) for name in seen)
+
+
+def test_earlier_layers_stop_earlier() -> None:
+    """Nothing behind the last watched module runs in a gradient pass."""
+    pipe = tiny.sd()
+    ran = []
+    handle = pipe.unet.up_blocks[0].register_forward_hook(lambda *_: ran.append(1))
+    for layers in ("", "down"):
+        ran.clear()
+        with Guide(pipe, Pull(layers=layers)):
+            tiny.call(pipe, num_inference_steps=2)
+        assert len(ran) == (2 if layers else 4)
+    handle.remove()
+
+
+def test_layers_that_are_not_there_are_refused() -> None:
+    with pytest.raises(AttachError, match=r"AttendExcite finds no site .*'middle' matches none: use down, mid"):
+        Guide(tiny.sd(), make_excite(layers="middle")).attach()

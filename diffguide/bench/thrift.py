@@ -54,7 +54,9 @@ class Pass:
         grids = {site: family.grid(site, size) for site in sites}
         context = _context(sites, grids, size)
         method.prepare(context)
-        wishes = {(0, name): (watch, watch.choose(sites, grids)) for name, watch in method.watch(context).items()}
+        wishes = {
+            (0, name): (watch, method.watched(watch, sites, grids)) for name, watch in method.watch(context).items()
+        }
         rng = torch.Generator("cpu").manual_seed(seed)
         args, kwargs = _noise(family.example(model, size), rng)
         return cls(model, family, method, context, wishes, args, kwargs)

@@ -1,13 +1,12 @@
 """Perturbed-attention guidance. D. Ahn et al., ECCV 2024, arXiv 2403.17377."""
 
 from dataclasses import dataclass
-from fnmatch import fnmatch
 
 import torch
 from torch import Tensor
 
 from diffguide.method import Method, param
-from diffguide.site import Call, Proceed, Site
+from diffguide.site import Call, Proceed, Site, in_layers
 
 
 @dataclass(frozen=True)
@@ -35,12 +34,7 @@ class PAG(Method):
         return self.scale * (pred["cond"] - pred["weak"])
 
     def where(self, sites: list[Site]) -> list[Site]:
-        wanted = [part.strip() for part in self.layers.split(",")]
-        return [
-            s
-            for s in sites
-            if s.kind in self.kinds and any(w == "all" or w == s.block or fnmatch(s.name, w) for w in wanted)
-        ]
+        return [s for s in sites if s.kind in self.kinds and in_layers(s, self.layers)]
 
 
 def alone(call: Call) -> Tensor:
