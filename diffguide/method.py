@@ -281,18 +281,15 @@ class Method:
         return [s for s in sites if s.kind in self.kinds]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Mover(Method):
     """A method whose loss moves the latents."""
 
-    enough: float = param(
-        0.0, "loss at which a picture is left alone until the run ends; 0: never", low=0.0, high=10.0, kw_only=True
-    )
+    enough: float = param(0.0, "loss at which a picture is left alone until the run ends; 0: never", low=0.0, high=10.0)
 
     layers: str = param(
         "",
         'where maps are watched: "down", "mid", "up", "all" or patterns of module names; empty: as the method has it',
-        kw_only=True,
     )
 
     def watched(self, watch: "Watch", sites: list[Site], grids: dict[Site, Grid]) -> list[Site]:

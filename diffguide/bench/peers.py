@@ -79,7 +79,7 @@ def theirs(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> 
     peer.set_progress_bar_config(disable=True)
     with as_it_was(pipe.unet), counted(peer) as counts, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.meshgrid")  # from within that pipeline
-        drawn = peer(
+        drawn: Any = peer(
             job.task.caption,
             token_indices=subjects(pipe, job.task),
             num_inference_steps=steps,
@@ -88,7 +88,7 @@ def theirs(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> 
             max_iter_to_alter=round(default.window[1] * steps),
             thresholds={round(at * steps): t for at, t in zip(default.refine, default.targets, strict=True)},
             scale_factor=int(default.scale),
-            attn_res=(default.side, default.side),
+            attn_res=(default.side, default.side),  # type: ignore[arg-type]
         )
     return Painted(drawn.images, counts["forwards"], counts["backwards"], counts["loss"])
 
