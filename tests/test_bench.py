@@ -17,6 +17,7 @@ from diffguide import bench
 from diffguide.bench import (
     contenders,
     drawing,
+    knobs,
     layout,
     ledger,
     pictures,
@@ -29,6 +30,7 @@ from diffguide.bench import (
     thrift,
 )
 from diffguide.errors import ModelError, OutputError, ParamError
+from diffguide.processors import methods
 from diffguide.tokens import find
 from diffguide.zoo.denoisers.shapes_unet import assemble
 from diffguide.zoo.parts import TEXT_WIDTH, build_text_encoder
@@ -461,7 +463,7 @@ def test_costs_are_ratios_of_sums():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "speed"}, "no bench is called 'speed' .*layout, peers, semantics, thrift"),
+        ({"name": "speed"}, "no bench is called 'speed' .*knobs, layout, peers"),
         ({"methods": ["bacn"]}, "bacn.*known.*bacon"),
         ({"methods": ["bacon+scle=1"]}, "no parameter 'scle'.*scale"),
         ({"methods": ["bacon+scale=-1"]}, "Bacon.scale = -1.* outside"),
@@ -497,6 +499,37 @@ def test_a_saved_pipeline_is_loaded_by_its_folder(pipe, tmp_path):
     loaded, label = load(str(tmp_path / "tiny"), "cpu")
     assert label == "tiny"
     assert torch.equal(loaded.unet.conv_in.weight, pipe.unet.conv_in.weight)
+
+
+# Knobs.
+
+
+@pytest.mark.parametrize("name", sorted(methods()))
+def test_both_ends_of_every_knob_are_settings(name):
+    """Within the range, other than the default, and written as the command line reads them."""
+    for turn in knobs.turns(methods()[name]):
+        assert turn.value != turn.knob.default
+        turn.knob.check(name, turn.value)
+        read = turn.knob.parse(name, turn.setting.partition("=")[2])
+        assert read == pytest.approx(turn.value, rel=1e-2) if isinstance(read, float | tuple) else read == turn.value
+
+
+@pytest.mark.parametrize("name", ["bacon", "conform"])
+def test_knobs_are_turned_one_at_a_time(pipe, tmp_path, name, monkeypatch):
+    kept = {"scale", "window", "softmax", "boundary"}
+    monkeypatch.setattr(knobs, "turns", lambda m, turns=knobs.turns: (t for t in turns(m) if t.knob.name in kept))
+    found = bench.run_bench("knobs", model=pipe, methods=[name], steps=2, out=tmp_path, progress=False)
+    labels = [row["method"] for row in found["rows"]]
+    assert labels[0] == name
+    assert len(labels) == len(set(labels)) > 4 and all(label.startswith(name) for label in labels)
+    with Image.open(tmp_path / "contact_sheet.png") as sheet_:
+        assert sheet_.width < 4 * sheet.CELL < sheet_.height
+
+
+@pytest.mark.parametrize("names", [None, ["bacon", "conform"], ["none"]])
+def test_knobs_of_one_method_are_turned(pipe, names):
+    with pytest.raises(ParamError, match="one method; name it"):
+        bench.run_bench("knobs", model=pipe, methods=names, progress=False)
 
 
 # Peers.
@@ -587,4 +620,4 @@ def test_numbers_keep_three_digits(value):
 
 
 def test_names_are_sorted():
-    assert bench.names() == ["layout", "peers", "semantics", "thrift"]
+    assert bench.names() == ["knobs", "layout", "peers", "semantics", "thrift"]

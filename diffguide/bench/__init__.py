@@ -15,7 +15,7 @@ from typing import Any
 
 from diffguide.errors import OutputError, ParamError
 
-_BENCHES = {name: name for name in ("layout", "peers", "semantics", "thrift")}
+_BENCHES = {name: name for name in ("knobs", "layout", "peers", "semantics", "thrift")}
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 
