@@ -47,10 +47,39 @@ def test_some_heads_at_a_time_are_the_same_map(B: int, H: int, N: int, M: int, m
     assert torch.allclose(parts, wanted.mean(1) if mean else wanted, atol=1e-6)
 
 
+@given(st.integers(1, 2), st.integers(1, 5), st.integers(1, 6), st.integers(1, 7), st.booleans())
+def test_some_heads_at_a_time_have_the_same_gradient(B: int, H: int, N: int, M: int, mean: bool) -> None:
+    rng = torch.Generator().manual_seed(B + 2 * H + 3 * N + 5 * M)
+    q, k = (torch.randn(B, H, n, 4, generator=rng, requires_grad=True) for n in (N, M))
+    columns = list(range(0, M, 2))
+    found = []
+    room = reference.ROOM
+    for reference.ROOM in (room, 1):  # one head
+        A = reference.probabilities(q, k, columns=columns, head_mean=mean)
+        found.append(torch.autograd.grad((A * torch.arange(A.numel()).reshape(A.shape)).sum(), (q, k)))
+    reference.ROOM = room
+    for whole, parts in zip(*found, strict=True):
+        assert torch.allclose(parts, whole, atol=1e-5 * max(1.0, float(whole.abs().max())))
+
+
 def test_a_gradient_goes_through_all_heads() -> None:
     q, k = torch.randn(1, 3, 4, 2, requires_grad=True), torch.randn(1, 3, 5, 2)
     (g,) = torch.autograd.grad(reference.probabilities(q, k, columns=[1]).sum(), q)
     assert g.shape == q.shape and g.abs().sum((0, 2, 3)).min() > 0
+
+
+def test_a_gradient_keeps_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is saved for the backward pass of a large map: its parts, the queries and the keys."""
+    q, k = torch.randn(1, 8, 64, 4, requires_grad=True), torch.randn(1, 8, 256, 4)
+    saved = []
+    for room in (reference.ROOM, 4 * 64 * 256 * 2):
+        monkeypatch.setattr(reference, "ROOM", room)
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            reference.probabilities(q, k, columns=[1, 2])
+        saved.append(sum(t.nbytes for t in kept))
+    logits = 4 * 8 * 64 * 256
+    assert saved[0] > logits > 10 * saved[1]
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 ROOM = 2**27  # bytes of logits
 
@@ -43,12 +44,12 @@ def probabilities(
         head_mean: average over heads, as the map is made.
 
     Returns:
-        [B, N, K], or [B, H, N, K] without `head_mean`; K is the number of columns. Differentiable. Where no gradient
-        is wanted, no more than `ROOM` bytes of logits (or those of one head) exist at a time.
+        [B, N, K], or [B, H, N, K] without `head_mean`; K is the number of columns. Differentiable. No more than `ROOM`
+        bytes of logits (or those of one head) exist at a time; the backward pass computes them again.
     """
     heads = q.shape[1]
     graph = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
-    some = heads if graph else max(1, ROOM // (4 * q.shape[0] * q.shape[2] * k.shape[2]))
+    some = max(1, ROOM // (4 * q.shape[0] * q.shape[2] * k.shape[2]))
     if some >= heads:
         maps = _columns(q, k, mask, scale, columns)
         return maps.mean(1) if head_mean else maps
@@ -56,7 +57,8 @@ def probabilities(
     for i in range(0, heads, some):
         own = slice(i, i + some)
         part = mask[..., own, :, :] if mask is not None and mask.ndim > 2 and mask.shape[-3] > 1 else mask
-        maps = _columns(q[:, own], k[:, own], part, scale, columns)
+        given = (q[:, own], k[:, own], part, scale, columns)
+        maps = checkpoint(_columns, *given, use_reentrant=False) if graph else _columns(*given)
         parts = [*parts, maps] if not head_mean else [sum(parts, maps.sum(1))]
     return parts[0] / heads if head_mean else torch.cat(parts, 1)
 
