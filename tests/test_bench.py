@@ -532,6 +532,11 @@ def test_knobs_of_one_method_are_turned(pipe, names):
         bench.run_bench("knobs", model=pipe, methods=names, progress=False)
 
 
+def test_knobs_are_turned_on_a_scene_of_the_list(pipe):
+    with pytest.raises(ParamError, match="limit = 101: the list has 100 scenes"):
+        bench.run_bench("knobs", model=pipe, methods=["bacon"], limit=101, progress=False)
+
+
 # Peers.
 
 

@@ -99,7 +99,10 @@ def run(
     base = chosen(methods)
     assert base.method is not None
     bench: PictureBench = layout.BENCH if needs_layout(base.method) else semantics.BENCH
-    task = bench.tasks(None)[limit - 1]
+    tasks: Sequence[Any] = bench.tasks(None)
+    if limit > len(tasks):
+        raise ParamError(f"limit = {limit}: the list has {len(tasks)} scenes")
+    task = tasks[limit - 1]
     todo = list(turns(base.method))
     pictures: dict[tuple[str, str], tuple[Image.Image, str]] = {}
     rows = []
