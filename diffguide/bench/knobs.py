@@ -84,6 +84,11 @@ def chosen(methods: Sequence[str] | None) -> Contender:
     return found[0]
 
 
+def bench_of(method: type[Method]) -> PictureBench:
+    """The bench whose scenes have what the method needs."""
+    return layout.BENCH if needs_layout(method) else semantics.BENCH
+
+
 def run(
     pipe: Any,
     frame: dict[str, Any],
@@ -98,8 +103,8 @@ def run(
     """Draw the scene number `limit` of the list with every knob of one method at both ends."""
     base = chosen(methods)
     assert base.method is not None
-    bench: PictureBench = layout.BENCH if needs_layout(base.method) else semantics.BENCH
-    tasks: Sequence[Any] = bench.tasks(None)
+    bench = bench_of(base.method)
+    tasks = bench.tasks(None)
     if limit > len(tasks):
         raise ParamError(f"limit = {limit}: the list has {len(tasks)} scenes")
     task = tasks[limit - 1]
