@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffguide import caches, passes
 from diffguide.family import bare
@@ -33,6 +33,10 @@ class Thrift:
     reuse: bool = True
     checkpointing: bool = False
 
+    def checkpoints(self, model: nn.Module) -> bool:
+        """Whether a backward pass through this denoiser runs blocks once more: asked for here, or by its owner."""
+        return self.checkpointing or bool(getattr(bare(model), "is_gradient_checkpointing", False))
+
 
 def descend(
     run: Generation,
@@ -50,8 +54,9 @@ def descend(
     began = time.perf_counter()
     step = StepReport(run.step)
     report.steps.append(step)
-    descent = Descent(run, movers, step, report, thrift, args, kwargs)
-    descent.reuse &= reusable(run, methods)
+    # the loss inside of a checkpointed block would have to be computed again with it
+    reuse = thrift.reuse and not thrift.checkpoints(run.model) and reusable(run, methods)
+    descent = Descent(run, movers, step, report, thrift, reuse, args, kwargs)
     for _ in range(max(m.most(run.context(n)) for n, m in movers.items())):
         if not len(todo := descent.move(todo)):
             break
@@ -74,10 +79,12 @@ class Descent:
         step: StepReport,
         report: Report,
         thrift: Thrift,
+        reuse: bool,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
         self.run, self.movers, self.step, self.report, self.thrift = run, movers, step, report, thrift
+        self.reuse = reuse
         self.args, self.kwargs = args, kwargs
         self.wishes = run.wishes(movers)
         self.x = run.family.latents(run.model, args, kwargs)
@@ -86,9 +93,6 @@ class Descent:
         self.moved = False
         self.going = {n: torch.tensor([b not in run.resting[n] for b in range(run.pictures)]) for n in movers}
         self.history: dict[int, list[Tensor]] = {n: [] for n in movers}
-        checkpointing = thrift.checkpointing or getattr(bare(run.model), "is_gradient_checkpointing", False)
-        # the loss inside of a checkpointed block would have to be computed again with it
-        self.reuse = thrift.reuse and not checkpointing
 
     def move(self, todo: Tensor) -> Tensor:
         """One pass over the pictures `todo`; gives those that moved."""

@@ -63,7 +63,8 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method],
             reasons.append(f"{type(method).__name__} finds no site in this denoiser; {_why(family, method)}")
         reasons += unseen(family, method, sites)
     reasons += unfit(denoisers(pipe), methods, thrift)
-    if thrift.checkpointing and not passes.can_checkpoint(model):
+    losses = any(m.asks("loss") for m in methods)
+    if losses and thrift.checkpointing and not passes.can_checkpoint(model):
         reasons.append(f"{type(model).__name__} has no gradient checkpointing; leave out checkpointing=True")
     shifters = [type(m).__name__ for m in methods if m.asks("shift")]
     if shifters and is_modular(pipe):
@@ -112,7 +113,7 @@ def unfit(models: list[nn.Module], methods: list[Method], thrift: Thrift = PLAIN
     losses = [type(m).__name__ for m in methods if m.asks("loss")]
     for model in map(bare, models):
         reasons += caches.refusals(model, inside)
-        if losses and (thrift.checkpointing or getattr(model, "is_gradient_checkpointing", False)):
+        if losses and thrift.checkpoints(model):
             reasons += [f"{', '.join(losses)} needs gradients, {why}; {WITHOUT}" for why in _misled(model)]
         if getattr(model, "_parallel_config", None) is not None:
             reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
@@ -278,8 +279,7 @@ def gradient_memory(
             largest = max(largest, inside.total(besides=free | saved.held.keys()))
 
     wishes = {(i, name): wish for i, (name, wish) in enumerate(watched.items())}
-    checkpointing = thrift.checkpointing or getattr(bare(model), "is_gradient_checkpointing", False)
-    blocks = passes.checkpointed(model, counted) if checkpointing else contextlib.nullcontext()
+    blocks = passes.checkpointed(model, counted) if thrift.checkpoints(model) else contextlib.nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, passes.differentiable(model), blocks:
         weights = [fake.from_tensor(p) for p in model.parameters()]  # views of them are saved, too
         free = {w.untyped_storage()._cdata for w in weights}

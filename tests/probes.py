@@ -1,4 +1,4 @@
-"""Methods of tests that look and change nothing."""
+"""Methods of tests that look and change nothing, and how far two pictures are from each other."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +9,11 @@ from torch import Tensor
 from diffguide.maps import Maps, Watch
 from diffguide.method import Context, Method
 from diffguide.site import Call, Proceed
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference, as a share of the largest value."""
+    return float((a - b).abs().max() / b.abs().max())
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from diffusers.models.attention_processor import SD3IPAdapterJointAttnProcessor2
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.embeddings import ImageProjection, IPAdapterTimeImageProjection, MultiIPAdapterImageProjection
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
-from probes import Again, Through
+from probes import Again, Through, apart
 from test_family_pipelines import Pull, call
 from tiny_models import MODELS
 from tiny_pipes import PIPES, noise
@@ -44,11 +44,6 @@ def guided(pipe: Any, given: dict[str, Any], **more: Any) -> Tensor:
         out = call(pipe, given, **more)
     assert guide.report.backwards == 2
     return out
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    """The largest difference, as a share of the largest value."""
-    return float((a - b).abs().max() / b.abs().max())
 
 
 # LoRA.

@@ -11,6 +11,7 @@ from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeGuidance
 from diffusers.modular_pipelines.stable_diffusion_3.modular_blocks_stable_diffusion_3 import (
     StableDiffusion3T2ICoreDenoiseStep,
 )
+from probes import apart
 from test_family_pipelines import Nudge, Pull, call
 from tiny_models import MODELS
 from tiny_pipes import PIPES
@@ -53,10 +54,6 @@ def classic(*methods: Any, **more: Any) -> Tensor:
     pipe.set_progress_bar_config(disable=True)
     with Guide(pipe, *methods):
         return call(pipe, given, num_inference_steps=STEPS, **more)
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def test_the_guider_is_the_guide_of_a_classic_pipeline() -> None:

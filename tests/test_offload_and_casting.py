@@ -7,8 +7,9 @@ from typing import Any
 import accelerate
 import pytest
 import torch
+from probes import apart
 from test_family_pipelines import Pull, call
-from tiny_pipes import PIPES
+from tiny_pipes import built
 from torch import Tensor
 
 from diffguide import Guide
@@ -19,21 +20,11 @@ NAMES = ["sd3", "flux", "wan"]
 names = pytest.mark.parametrize("name", NAMES)
 
 
-def built(name: str) -> tuple[Any, dict[str, Any], Any]:
-    pipe, given = PIPES[name]()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe, given, pipe.unet if hasattr(pipe, "unet") else pipe.transformer
-
-
 def guided(pipe: Any, given: dict[str, Any]) -> Tensor:
     with Guide(pipe, Pull(window=(0.0, 0.5)), PAG(scale=2.0, layers="all")) as guide:
         out = call(pipe, given)
     assert guide.report.backwards == 2
     return out
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 def to_model(pipe: Any, model: Any, folder: Path) -> None:

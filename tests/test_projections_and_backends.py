@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry, attention_backend
-from probes import Again, Sight, Through
+from probes import Again, Sight, Through, apart
 from test_family_pipelines import Pull, call
 from tiny_models import MODELS
-from tiny_pipes import PIPES
+from tiny_pipes import built
 from torch import Tensor
 
 from diffguide import Guide, processors
@@ -18,12 +18,6 @@ from diffguide.maps import Watch
 from diffguide.processors import PAG
 
 FUSING = ["sd15", "sd3", "flux", "pixart", "wan"]
-
-
-def built(name: str) -> tuple[Any, dict[str, Any], Any]:
-    pipe, given = PIPES[name]()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe, given, pipe.unet if hasattr(pipe, "unet") else pipe.transformer
 
 
 class Late(Pull):
@@ -38,10 +32,6 @@ def guided(pipe: Any, given: dict[str, Any]) -> Tensor:
         out = call(pipe, given)
     assert guide.report.backwards == 2
     return out
-
-
-def apart(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
 
 
 @pytest.mark.parametrize("name", FUSING)

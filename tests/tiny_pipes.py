@@ -373,3 +373,10 @@ def skyreels() -> tuple[Any, dict[str, Any]]:
         UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     )
     return built, {**texts(32, 8), "guidance_scale": 4.0, "num_frames": 5, **SMALL}
+
+
+def built(name: str) -> tuple[Any, dict[str, Any], Any]:
+    """A quiet pipeline, the arguments of its call, and its denoiser."""
+    pipe, given = PIPES[name]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe, given, pipe.unet if hasattr(pipe, "unet") else pipe.transformer
