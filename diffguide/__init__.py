@@ -15,6 +15,7 @@ _HOMES = {
     "Layout": "layout",
     "Region": "layout",
     "Recipe": "recipe",
+    "plan": "planning",
     "Method": "method",
     "param": "method",
     "register_family": "family",

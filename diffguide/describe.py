@@ -12,7 +12,7 @@ from diffguide.recipe import MethodSpec
 
 
 def table() -> list[dict[str, Any]]:
-    """Every method in plain JSON values: name, class, help, paper, whether it needs a layout, and its parameters.
+    """Every method in plain JSON values: name, class, help, paper, layout ("needed", "taken" or None) and parameters.
 
     A parameter has name, type, default, range (a text, empty if unbounded) and help.
     """
@@ -26,7 +26,7 @@ def describe(cls: type[Method]) -> dict[str, Any]:
         "class": cls.__name__,
         "help": (cls.__doc__ or "").strip().partition("\n")[0],
         "paper": cls.paper,
-        "layout": wants_layout(cls),
+        "layout": "needed" if needs_layout(cls) else "taken" if wants_layout(cls) else None,
         "params": [
             {
                 "name": knob.name,
@@ -50,7 +50,7 @@ def make(name: str, params: Mapping[str, Any] | None = None, layout: Layout | No
     values = {key: _value(cls, knob(cls, key), value) for key, value in (params or {}).items()}
     if needs_layout(cls):
         if layout is None:
-            raise LayoutError(f"{name} needs a layout; pass one with --layout FILE, or layout=... in Python")
+            raise LayoutError(f"{name} needs a layout; pass --layout FILE or --plan, in Python layout=plan(prompt)")
         if not layout.regions:
             raise LayoutError(f"{name} needs a layout with at least one region; this one has none")
     if wants_layout(cls) and layout is not None and layout.regions:

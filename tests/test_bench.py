@@ -188,14 +188,18 @@ def test_the_methods_of_a_bench_are_there(module):
     ]
 
 
-def test_semantics_runs_without_layouts(pipe, tmp_path):
+def test_semantics_plans_layouts_for_methods_that_need_one(pipe, tmp_path):
     options = {"limit": 3, "seeds": 1, "steps": 2, "progress": False}
     found = bench.run_bench("semantics", model=pipe, methods=["conform+iterations=1"], out=tmp_path / "o", **options)
     assert [row["method"] for row in found["rows"]] == ["none", "conform+iterations=1"]
     assert found["rows"][1]["backwards"]["value"] > 0 and (tmp_path / "o" / "contact_sheet.png").stat().st_size > 1000
     assert {"attributes_bound", "complete_two", "complete_four"} <= found["rows"][0].keys()
-    with pytest.raises(ParamError, match="Bacon needs layout, which this bench does not have"):
-        bench.run_bench("semantics", model=pipe, methods=["bacon"], progress=False)
+    found = bench.run_bench("semantics", model=pipe, methods=["backward-guidance", "a-star"], **options)
+    assert all(row["backwards"]["value"] > 0 for row in found["rows"][1:])
+    _, placed, free = contenders.contenders(["backward-guidance", "a-star"], layouts=False)
+    task = semantics.BENCH.tasks(1)[0]
+    assert placed.build([task.layout]).layout == [task.layout] and free.build([task.layout]).layout is None
+    assert [r.phrase for r in task.layout.regions] == [f"{c} {s}" for c, s, _ in task.kinds]
 
 
 # Statistics.

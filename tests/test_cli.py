@@ -17,6 +17,8 @@ import diffguide
 from diffguide import cli
 from diffguide.cli import machine
 from diffguide.errors import SteeringError
+from diffguide.layout import Layout
+from diffguide.planning import plan
 from diffguide.recipe import Recipe
 
 PROMPT = "a red circle and a blue square"
@@ -166,6 +168,8 @@ def test_maps_are_written_as_pictures_and_arrays(here, model, capsys):
         (["--method", "pag,pag"], "more than once"),
         (["--method", "bacon"], "--layout"),
         (["--layout", "nowhere.json"], "nowhere.json"),
+        (["--layout", "layout.json", "--plan"], "not allowed with argument --layout"),
+        (["--plan", "some"], "--plan"),
         (["--layout", "folder"], "folder"),
         (["--layout", "broken.json"], "not JSON"),
         (["--layout", "outside.json"], "outside [0, 1]"),
@@ -251,6 +255,20 @@ def test_a_run_that_fails_midway_leaves_whole_files_only(here, model, capsys, mo
     assert pixels("x-0.png").shape == (32, 32, 3)
     err = capsys.readouterr().err
     assert err.count("diffguide: error: lost the way") == (code == 2) and "Traceback" not in err
+
+
+def test_a_layout_is_planned_from_the_prompt(here, model, capsys):
+    assert cli.main(["plan", "three red cats above a dog", "--out", "p.json"]) == 0
+    assert capsys.readouterr().err.strip() == "planned: 3 x 'red cats', 1 x 'dog'"
+    assert cli.main(["plan", "three red cats above a dog", "--seed", "1"]) == 0
+    assert (
+        Layout.from_json(capsys.readouterr().out) == plan("three red cats above a dog", seed=1) != Layout.load("p.json")
+    )
+    assert cli.main(["plan", "in the park"]) == 2 and "no noun phrase found" in error(capsys)
+    prompt = "a red circle and a blue square"
+    assert cli.main(["generate", prompt, "--plan", "3", "--model", model, "--steps", "2", "--out", "g.png"]) == 0
+    recipe = Recipe.load("g.png")
+    assert recipe.layout == plan(prompt, seed=3) and [m.name for m in recipe.methods] == ["bacon"]
 
 
 def test_an_unused_layout_is_told(here, model, capsys):

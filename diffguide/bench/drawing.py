@@ -21,14 +21,14 @@ from diffguide.zoo import GUIDANCE_SCALE, no_zeros
 
 
 class Task(Protocol):
-    """What is drawn: number in its list, prompt, and the layout where there is one."""
+    """What is drawn: number in its list, prompt, and layout."""
 
     @property
     def index(self) -> int: ...
     @property
     def caption(self) -> str: ...
     @property
-    def layout(self) -> Layout | None: ...
+    def layout(self) -> Layout: ...
 
 
 @dataclass(frozen=True)

@@ -81,12 +81,12 @@ def chosen(methods: Sequence[str] | None) -> Contender:
     found = contenders([m for m in methods or () if m != PLAIN])[1:]
     if len(found) != 1:
         raise ParamError(f"methods = {methods!r}: this bench turns the knobs of one method; name it")
-    return found[0]
+    return contenders([found[0].label], layouts=bench_of(found[0].method).layouts)[1]
 
 
-def bench_of(method: type[Method]) -> PictureBench:
+def bench_of(method: type[Method] | None) -> PictureBench:
     """The bench whose scenes have what the method needs."""
-    return layout.BENCH if needs_layout(method) else semantics.BENCH
+    return layout.BENCH if method is not None and needs_layout(method) else semantics.BENCH
 
 
 def run(

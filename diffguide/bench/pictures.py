@@ -36,7 +36,7 @@ class PictureBench(ABC):
     """What is drawn, and how a picture is read."""
 
     methods: ClassVar[tuple[str, ...]]  # compared unless others are named
-    layouts: ClassVar[bool] = True  # whether the tasks have one
+    layouts: ClassVar[bool] = True  # whether they are of the tasks; else planned, for methods that need one
     rank: ClassVar[str]  # the metric, more of it being better, by which methods are ranked
     told: ClassVar[str]  # below the contact sheet
     losses: ClassVar[bool] = False  # whether the last loss is told: of one method, in several ways

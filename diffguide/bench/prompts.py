@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffguide.layout import Layout
+from diffguide.planning import plan
 from diffguide.zoo.world import BACKGROUNDS, COLORS, SHAPES, Scene, Thing, phrase
 
 FILE = Path(__file__).with_name("semantics_prompts.json")
@@ -32,7 +34,10 @@ class Prompt:
     kinds: tuple[tuple[str, str, int], ...]
     relation: str | None = None
 
-    layout = None  # the bench gives none
+    @property
+    def layout(self) -> Layout:
+        """Planned from the caption, for methods that do nothing without one."""
+        return plan(self.caption, seed=self.index)
 
     @property
     def targets(self) -> list[tuple[str, str, None]]:

@@ -1,4 +1,7 @@
-"""Is what the prompt says there? Held-out prompts without a layout, drawn by each method and read by the detector."""
+"""Is what the prompt says there? Held-out prompts without a layout, drawn by each method and read by the detector.
+
+Methods that do nothing without a layout are given one that is planned from the prompt, see `diffguide.planning`.
+"""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +25,7 @@ __all__ = ["BENCH", "OPTIONS", "check", "run"]
 class SemanticsBench(PictureBench):
     """Presence, binding, number and relation."""
 
-    methods = (PLAIN, "attend-excite", "a-star", "conform")
+    methods = (PLAIN, "attend-excite", "a-star", "conform", "bacon")
     layouts = False
     rank = "objects_present"
     told = (

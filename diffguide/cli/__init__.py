@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from diffguide import __version__
-from diffguide.cli.drawing import check_writable, demo, generate, maps, picture_paths, quiet, recipe_of, run
+from diffguide.cli.drawing import check_writable, demo, generate, maps, picture_paths, plan, quiet, recipe_of, run
 from diffguide.cli.looking import bench, families, methods, zoo_card, zoo_list, zoo_train
 from diffguide.cli.machine import EXTRAS, LIBRARIES, doctor, examine
 from diffguide.errors import DiffguideError
@@ -27,6 +27,7 @@ __all__ = [
     "methods",
     "parser",
     "picture_paths",
+    "plan",
     "quiet",
     "recipe_of",
     "run",
@@ -104,6 +105,12 @@ def parser() -> argparse.ArgumentParser:
     )
     _json(p)
 
+    p = add("plan", plan, "make a layout from a prompt alone: a box for each thing it counts, on the side it says")
+    p.add_argument("prompt", metavar="PROMPT")
+    p.add_argument("--seed", type=int, default=0, help="another arrangement for each number (default: %(default)s)")
+    p.add_argument("--aspect", type=float, default=1.0, help="width of the picture over its height (default: 1)")
+    p.add_argument("--out", metavar="FILE", help="write the layout.json there (default: print it)")
+
     p = add("run", run, "draw again from a recipe.json, or from a picture that carries its recipe")
     p.add_argument("recipe", metavar="FILE", help="a recipe.json (all its pictures) or a .png (that picture)")
     p.add_argument(
@@ -168,9 +175,18 @@ def parser() -> argparse.ArgumentParser:
 def _drawing(p: argparse.ArgumentParser) -> None:
     p.add_argument("prompt", metavar="PROMPT")
     p.add_argument("--negative-prompt", metavar="TEXT", help="what to keep out")
-    p.add_argument("--layout", metavar="FILE", help="a layout.json: phrases of the prompt and their boxes")
+    given = p.add_mutually_exclusive_group()
+    given.add_argument("--layout", metavar="FILE", help="a layout.json: phrases of the prompt and their boxes")
+    given.add_argument(
+        "--plan",
+        type=int,
+        nargs="?",
+        const=0,
+        metavar="N",
+        help="a layout from the prompt itself, its N-th arrangement",
+    )
     p.add_argument(
-        "--method", action="append", metavar="NAME", help="a method, or none; may be repeated (with --layout: bacon)"
+        "--method", action="append", metavar="NAME", help="a method, or none; may be repeated (with a layout: bacon)"
     )
     p.add_argument(
         "--set", action="append", default=[], metavar="NAME.param=VALUE", help="a parameter; may be repeated"

@@ -13,6 +13,7 @@ from diffguide.cli.terminal import print_json, tell
 from diffguide.errors import OutputError, ParamError
 
 if TYPE_CHECKING:
+    from diffguide.layout import Layout
     from diffguide.pipelines.run import Picture
     from diffguide.recipe import Recipe
 
@@ -45,6 +46,26 @@ def run(options: argparse.Namespace) -> None:
     _draw(recipe, out, options, index=None if whole else recipe.index, maps=options.maps, words=bool(options.maps))
 
 
+def plan(options: argparse.Namespace) -> None:
+    if options.out:
+        check_writable(Path(options.out))
+    layout = planned(options.prompt, options.seed, options.aspect)
+    if options.out:
+        layout.save(options.out)
+        print(options.out)
+    else:
+        print(layout.to_json())
+
+
+def planned(prompt: str, seed: int, aspect: float) -> "Layout":
+    """A layout from the prompt, and a line that tells of it."""
+    from diffguide.planning import plan
+
+    layout = plan(prompt, seed=seed, aspect=aspect)
+    tell("planned: " + ", ".join(f"{len(r.instances)} x {r.phrase!r}" for r in layout.regions))
+    return layout
+
+
 def recipe_of(options: argparse.Namespace) -> "Recipe":
     """The recipe that the options of `generate` and `maps` describe."""
     from diffguide import describe, zoo
@@ -52,6 +73,8 @@ def recipe_of(options: argparse.Namespace) -> "Recipe":
     from diffguide.recipe import MethodSpec, Recipe
 
     layout = Layout.load(options.layout) if options.layout else None
+    if options.plan is not None:
+        layout = planned(options.prompt, options.plan, (options.width or 1) / (options.height or options.width or 1))
     given = [name.strip() for text in options.method or () for name in text.split(",")]
     names = [name for name in given or (["bacon"] if layout else []) if name != "none"]
     if len(set(names)) < len(names):

@@ -9,6 +9,8 @@ from diffguide.cli.drawing import check_writable, quiet
 from diffguide.cli.terminal import print_json, tell
 from diffguide.errors import ModelError, ParamError
 
+NEEDS = {"needed": "needs a layout", "taken": "takes a layout"}
+
 
 def methods(options: argparse.Namespace) -> None:
     from diffguide import describe
@@ -19,7 +21,7 @@ def methods(options: argparse.Namespace) -> None:
         print_json({"methods": rows})
         return
     for number, row in enumerate(rows):
-        needs = "; needs a layout" if row["layout"] else ""
+        needs = f"; {NEEDS[row['layout']]}" if row["layout"] else ""
         paper = f" [{row['paper']}]" if row["paper"] else ""
         print(("\n" if number else "") + f"{row['name']}: {row['help']}{paper}{needs}")
         cells = [
