@@ -47,9 +47,9 @@ def over_words(A: Tensor, stop: int, factor: float = 100.0) -> Tensor:
 
 
 def responses(A: Tensor, columns: Sequence[Sequence[int]], stop: int, grid: Grid) -> Tensor:
-    """Smoothed response [S, h, w] of each concept, from a map [N, T]; several columns count with their mean."""
+    """Smoothed response [S, h, w] of each concept, from a map [N, T]; the shares of several columns add up."""
     X = over_words(A, stop)
-    return smooth(torch.stack([X[:, [c - 1 for c in each]].mean(-1) for each in columns]).unflatten(1, grid))
+    return smooth(torch.stack([X[:, [c - 1 for c in each]].sum(-1) for each in columns]).unflatten(1, grid))
 
 
 def decay(scale: float, context: Context) -> float:

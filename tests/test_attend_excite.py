@@ -28,7 +28,7 @@ def reference(A: np.ndarray, columns: list[list[int]], stop: int, grid: tuple[in
         X = np.zeros((h, w))
         for i in range(h * w):
             row = [math.exp(100 * a) for a in A[i, 1:stop]]
-            X[i // w, i % w] = sum(row[c - 1] for c in each) / len(each) / sum(row)
+            X[i // w, i % w] = sum(row[c - 1] for c in each) / sum(row)
         P = np.pad(X, 1, mode="reflect")
         G = [[(P[y : y + 3, x : x + 3] * kernel).sum() for x in range(w)] for y in range(h)]
         losses.append(max(0.0, 1 - np.max(G)))
@@ -52,6 +52,17 @@ def test_the_smoothing_weights() -> None:
     assert [round(float(seen[y, x]), 4) for y, x in ((2, 2), (2, 1), (1, 1))] == [0.3319, 0.1221, 0.0449]
     assert torch.allclose(smooth(torch.ones(4, 7)), torch.ones(4, 7))
     assert smooth(torch.ones(1, 3)).shape == (1, 3)
+
+
+@given(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+def test_a_phrase_may_be_seen_as_clearly_as_a_word_whatever_its_pieces(pieces: list[int]) -> None:
+    """Each phrase has a cell of its own, whose attention its pieces share."""
+    starts = [1 + sum(pieces[:k]) for k in range(len(pieces))]
+    columns = [list(range(start, start + n)) for start, n in zip(starts, pieces, strict=True)]
+    A = torch.zeros(len(pieces) * 9, 2 + sum(pieces))
+    for k, each in enumerate(columns):
+        A[9 * k : 9 * k + 9, each] = 1.0  # of a block of 3 x 3 cells, so that smoothing keeps the middle one
+    assert float(excite(A, columns, -1, (3 * len(pieces), 3))) < 1e-6
 
 
 def test_a_word_that_is_seen_has_no_loss() -> None:

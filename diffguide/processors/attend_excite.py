@@ -16,7 +16,7 @@ class AttendExcite(Refined):
     r"""No subject may be neglected: the weakest of their strongest responses is raised.
 
     $\mathcal L = \max_s (1 - \max_i G(A^s)_i)$ with $A$ = softmax over the words of 100 times the cross-attention
-    map, the start token left out, and $G$ a 3x3 smoothing. A phrase of several tokens counts with their mean (our
+    map, the start token left out, and $G$ a 3x3 smoothing. A phrase of several tokens counts with their sum (our
     choice; the paper lists single tokens). Without words, the noun phrases of the prompt are taken by a light rule.
 
     `refine` repeats the move at a few steps, until the loss is below a target.

@@ -21,7 +21,7 @@ class BoxDiff(OnOneGrid, Placed):
     With $X$ as in Attend-and-Excite and $M$ the boxes of a phrase, the sum over phrases of
     $\max(0, 1 - \mathrm{top}_P(X M)) + \mathrm{top}_P(X (1 - M))$ and of
     $\mathrm{mean}\,|\max X - \max M|$ over columns and over rows, near the sides of the boxes alone. $\mathrm{top}_P$
-    is the mean of the highest share $P$ of the cells. A phrase of several tokens counts with their mean (our choice).
+    is the mean of the highest share $P$ of the cells. A phrase of several tokens counts with their sum (our choice).
     """
 
     share: float = param(0.2, "P: share of the cells whose responses count", low=0.01, high=1.0)
