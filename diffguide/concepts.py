@@ -14,6 +14,8 @@ from diffguide.site import Grid
 from diffguide.targets import bare_phrase, smooth
 from diffguide.tokens import find_groups
 
+FACTOR = 100.0  # of the maps before a softmax over words, as Attend-and-Excite has it
+
 
 def find_concepts(context: Context, owner: str, phrases: Sequence[str], least: int = 1) -> list[list[list[int]]]:
     """For each picture the columns of each of its concepts; without phrases, of the noun phrases of its prompt.
@@ -41,14 +43,14 @@ def last_column(context: Context, normalize_eot: bool) -> list[int]:
     return [max(context.content(b)) + 1 if normalize_eot else -1 for b in range(len(context.prompts))]
 
 
-def over_words(A: Tensor, stop: int, factor: float = 100.0) -> Tensor:
+def over_words(A: Tensor, stop: int, factor: float = FACTOR) -> Tensor:
     """Maps [N, T] as shares among the words 1 to `stop`: softmax of `factor` times the map, [N, T']."""
     return (factor * A[:, 1:stop]).softmax(-1)
 
 
-def responses(A: Tensor, columns: Sequence[Sequence[int]], stop: int, grid: Grid) -> Tensor:
+def responses(A: Tensor, columns: Sequence[Sequence[int]], stop: int, grid: Grid, factor: float = FACTOR) -> Tensor:
     """Smoothed response [S, h, w] of each concept, from a map [N, T]; the shares of several columns add up."""
-    X = over_words(A, stop)
+    X = over_words(A, stop, factor)
     return smooth(torch.stack([X[:, [c - 1 for c in each]].sum(-1) for each in columns]).unflatten(1, grid))
 
 

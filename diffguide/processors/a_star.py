@@ -7,7 +7,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from diffguide.concepts import Carried, OnOneGrid, find_concepts, last_column, responses
+from diffguide.concepts import FACTOR, Carried, OnOneGrid, find_concepts, last_column, responses
 from diffguide.layout import Layout
 from diffguide.maps import Maps
 from diffguide.method import Context, Window, param
@@ -34,6 +34,12 @@ class AStar(OnOneGrid):
     threshold: float = param(0.5, "of a map in 0..1, above which a cell is held", low=0.0, high=1.0)
     iou: str = param("sum", "denominator of both: the sum, as printed, or the union", choices=("sum", "union"))
     reduce: str = param("sum", "over pairs and over concepts", choices=("sum", "mean"))
+    factor: float = param(
+        FACTOR,
+        "of the maps before the softmax over words: lower for maps already strong",
+        low=0.1,
+        high=1000.0,
+    )
     normalize_eot: bool = param(False, "leave the end token out of the softmax over words too (SD2: true)")
     window: Window = param((0.0, 1.0), "part of the run in which latents move", low=0.0, high=1.0, kw_only=True)
 
@@ -58,7 +64,8 @@ class AStar(OnOneGrid):
         A, grid = maps.mean("cross", self.side)  # [B, N, T]
         losses = []
         for row, b in enumerate(context.pictures):
-            X = responses(A[row], context.memory["columns"][b], context.memory["stop"][b], grid)  # [S, h, w]
+            columns, stop = context.memory["columns"][b], context.memory["stop"][b]
+            X = responses(A[row], columns, stop, grid, self.factor)  # [S, h, w]
             scaled = to_unit(X)
             seen = context.memory["held"](b, context.step, claims(scaled.detach(), self.threshold))
             if "regions" in context.memory:

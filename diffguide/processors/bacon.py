@@ -32,8 +32,8 @@ class Bacon(Placed):
     """
 
     scale: float = param(100.0, "step size: 0 changes nothing, too high spoils the picture", low=0.0, high=1000.0)
-    first_iterations: int = param(10, "most moves in the first step", low=1, high=100)
-    iterations: int = param(5, "most moves in a later step", low=1, high=100)
+    first_iterations: int = param(5, "most moves in the first step", low=1, high=100)
+    iterations: int = param(1, "most moves in a later step", low=1, high=100)
     threshold: float = param(0.2, "loss below which a picture is left alone", low=0.0, high=10.0)
     region: float = param(1.0, "weight of L_reg, place and number", low=0.0, high=10.0)
     outer: float = param(1.0, "weight of L_out, no leak over the edge", low=0.0, high=10.0)
