@@ -1,5 +1,6 @@
 """What losses over the words of a prompt share: which words, their responses, step sizes, repetition, memory."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,11 @@ FACTOR = 100.0  # of the maps before a softmax over words, as Attend-and-Excite 
 def find_concepts(context: Context, owner: str, phrases: Sequence[str], least: int = 1) -> list[list[list[int]]]:
     """For each picture the columns of each of its concepts; without phrases, of the noun phrases of its prompt.
 
-    The phrases are kept as `context.memory["words"]`, for the report.
+    The phrases are kept as `context.memory["words"]`, for the report. A prompt in which fewer than `least` are found is
+    told by a warning: there is nothing to be done in its picture.
 
     Raises:
-        ParamError: fewer than `least` concepts are named or found.
+        ParamError: fewer than `least` concepts are named, or none is found.
         PromptError: a phrase is not in its prompt.
     """
     found = []
@@ -32,7 +34,10 @@ def find_concepts(context: Context, owner: str, phrases: Sequence[str], least: i
         named = tuple(phrases) or tuple(find_groups(prompt or ""))
         if len(named) < least:
             wants = "no noun phrase" if not named else f"only {', '.join(map(repr, named))}"
-            raise ParamError(f"{owner}: {wants} found in {prompt!r}; name {least} or more words or phrases")
+            told = f"{owner}: {wants} found in {prompt!r}; name {least} or more words or phrases"
+            if phrases or not named:
+                raise ParamError(told)
+            warnings.warn(f"{told}, or nothing is done in this picture", stacklevel=2)
         words.append([bare_phrase(phrase) for phrase in named])
         found.append([context.find(b, phrase, None) for phrase in words[-1]])
     return found

@@ -38,6 +38,9 @@ class Thrift:
         return self.checkpointing or bool(getattr(bare(model), "is_gradient_checkpointing", False))
 
 
+PLAIN = Thrift()
+
+
 def descend(
     run: Generation,
     methods: list[Method],

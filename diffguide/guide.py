@@ -18,12 +18,13 @@ from torch import Tensor
 from diffguide import caches, passes, stepping, versions
 from diffguide.descent import Thrift, descend
 from diffguide.errors import AttachError
-from diffguide.explain import Plan, explain, refusals, unfit
+from diffguide.explain import Plan, explain
 from diffguide.family import bare, denoisers, of_pipe
 from diffguide.generation import Generation, OnRows
 from diffguide.maps import Maps
 from diffguide.method import Method
 from diffguide.processors.steered import chain
+from diffguide.refusals import refusals, unfit
 from diffguide.report import Report
 from diffguide.site import Site
 

@@ -115,3 +115,18 @@ def test_when_a_move_is_repeated() -> None:
 def test_one_group_is_refused() -> None:
     with pytest.raises(ParamError, match=r"only 'cat' found in .*; name 2 or more"):
         Conform(words=("cat",)).prepare(context())
+
+
+def test_a_prompt_of_one_group_is_told_and_nothing_moves() -> None:
+    """Its neighbours in the batch may have two."""
+    c, method = context(), Conform()
+    c.prompts = ["a cat on a white background"]
+    with pytest.warns(UserWarning, match=r"only 'cat' found in .*, or nothing is done in this picture"):
+        method.prepare(c)
+    A = torch.rand(256, 10, generator=torch.Generator().manual_seed(0))
+    for step in (0, 1):
+        c.step = step
+        assert not method.again(method.loss(maps(A), c)[None], c).any()
+    c.prompts = ["in the park"]
+    with pytest.raises(ParamError, match="no noun phrase found in 'in the park'"):
+        method.prepare(c)

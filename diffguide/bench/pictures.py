@@ -175,9 +175,13 @@ class Artist:
                 spawn = multiprocessing.get_context("spawn")
                 begin = (self, source, batches[left[0]])
                 with ProcessPoolExecutor(min(workers, len(left)), spawn, initializer=_open, initargs=begin) as pool:
-                    for done in as_completed(pool.submit(_draw_one, self, n, batches[n]) for n in left):
-                        ledger.add(record := done.result())
-                        bar.update(len(batches[record["batch"]]) * len(self.chosen))
+                    try:
+                        for done in as_completed([pool.submit(_draw_one, self, n, batches[n]) for n in left]):
+                            ledger.add(record := done.result())
+                            bar.update(len(batches[record["batch"]]) * len(self.chosen))
+                    except BaseException:
+                        pool.shutdown(wait=False, cancel_futures=True)  # or it would draw all that is left first
+                        raise
             elif left:
                 self.warm_up(pipe, batches[left[0]])
                 for n in left:

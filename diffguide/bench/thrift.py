@@ -17,8 +17,8 @@ from diffguide import passes
 from diffguide.bench.statistics import Interval, quartiles
 from diffguide.descent import Thrift
 from diffguide.errors import ParamError, SteeringError
-from diffguide.explain import gradient_memory
 from diffguide.family import Family, of_model, of_pipe
+from diffguide.footprint import gradient_memory
 from diffguide.layout import Layout, Region
 from diffguide.maps import Maps
 from diffguide.method import Context, Method
