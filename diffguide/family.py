@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from diffguide import tokens, versions
 from diffguide.errors import FamilyError, PromptError
-from diffguide.site import Grid, Site
+from diffguide.site import Grid, Site, numbered
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -394,7 +394,7 @@ def sites_of(family: Family, model: nn.Module) -> list[Site]:
     if lost or not sites:
         what = f"{lost[0]} has no processor that can be exchanged" if lost else "it has no attention modules"
         raise FamilyError(f"{kind} is built otherwise than expected ({what}); {_versions()}")
-    return sites
+    return numbered(sites)
 
 
 def _versions() -> str:

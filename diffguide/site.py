@@ -1,6 +1,6 @@
 """Where attention happens (`Site`) and one evaluation of it on its way through (`Call`)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from typing import Literal
@@ -27,6 +27,7 @@ class Site:
         calls: how many attention calls the processor makes; 0 where that depends on its settings.
         call: which of them is steered.
         apart: whether every frame of a video is a row of its own.
+        number: its place among the modules in which image tokens attend to each other, in running order; -1 elsewhere.
     """
 
     name: str
@@ -37,12 +38,28 @@ class Site:
     calls: int = 1
     call: int = 0
     apart: bool = False
+    number: int = -1
+
+    @property
+    def heads(self) -> int:
+        """How many heads attend here."""
+        return int(self.module.heads)  # type: ignore[arg-type]
 
 
 def in_layers(site: Site, layers: str) -> bool:
     """Whether a site is in one of the layers: `"down"`, `"mid"`, `"up"`, `"all"` or patterns of names, by commas."""
     wanted = [part.strip() for part in layers.split(",")]
     return any(w == "all" or w == site.block or fnmatch(site.name, w) for w in wanted)
+
+
+ORDER = ("down", "mid", "up")  # in which a denoiser runs
+
+
+def numbered(sites: list[Site]) -> list[Site]:
+    """The same sites, those where image tokens attend to each other with their numbers."""
+    layers = sorted((s for s in sites if s.kind in ("self", "joint")), key=lambda s: ORDER.index(s.block))
+    places = {site: number for number, site in enumerate(layers)}
+    return [replace(site, number=places.get(site, -1)) for site in sites]
 
 
 @dataclass(frozen=True)
@@ -106,6 +123,14 @@ class Call:
         return replace(
             self, q=self.q[rows], k=self.k[rows], v=self.v[rows], mask=mask, branch=branch, rows={branch: slice(None)}
         )
+
+    def of_heads(self, heads: Sequence[int]) -> "Call":
+        """The part of this call that some heads do."""
+        own = list(heads)
+        mask = self.mask
+        if mask is not None and mask.ndim == 4 and mask.shape[1] > 1:
+            mask = mask[:, own]
+        return replace(self, q=self.q[:, own], k=self.k[:, own], v=self.v[:, own], mask=mask)
 
 
 Proceed = Callable[[Call], Tensor]

@@ -17,8 +17,8 @@ from diffguide import Guide
 from diffguide.errors import AttachError
 from diffguide.maps import Maps, Watch
 from diffguide.method import Context, Method, Mover, param
+from diffguide.perturbation import image_block
 from diffguide.processors import PAG
-from diffguide.processors.pag import alone
 from diffguide.site import Call, Site
 
 # diffusers' own Chroma imports it the old way
@@ -259,5 +259,5 @@ def test_the_perturbation_of_joint_attention_is_what_its_equation_says() -> None
             words[..., image] = True  # an image token always sees itself
             logits = logits.masked_fill(~words, float("-inf"))
         wanted = logits.masked_fill(~seen, float("-inf")).softmax(-1) @ v
-        found = alone(Call(site, q, k, v, mask, None, (2, 7), image, text, "weak", {}, 0.0))
+        found = image_block(Call(site, q, k, v, mask, None, (2, 7), image, text, "weak", {}, 0.0))
         assert torch.allclose(found.double(), wanted, atol=1e-5)

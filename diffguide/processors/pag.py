@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from diffguide.method import Method, param
+from diffguide.perturbation import replaced
 from diffguide.site import Call, Proceed, Site, in_layers
 
 
@@ -26,29 +26,10 @@ class PAG(Method):
     paper = "arXiv 2403.17377"
 
     def attend(self, call: Call, proceed: Proceed) -> Tensor:  # -> [B, H, N, D]
-        o = proceed(call).clone()
-        o[:, :, call.image] = alone(call).to(o.dtype)
-        return o
+        return replaced(call, proceed(call), "identity", "image_block")
 
     def shift(self, pred: dict[str, Tensor]) -> Tensor:
         return self.scale * (pred["cond"] - pred["weak"])
 
     def where(self, sites: list[Site]) -> list[Site]:
         return [s for s in sites if s.kind in self.kinds and in_layers(s, self.layers)]
-
-
-def alone(call: Call) -> Tensor:
-    """What image tokens get that see themselves and the words, but not each other, [B, H, N, D]."""
-    q, k, v = (x[:, :, call.image] for x in (call.q, call.k, call.v))
-    words = range(call.k.shape[2])[call.text]
-    if not words:
-        return v
-    scale = call.scale if call.scale is not None else q.shape[-1] ** -0.5
-    own = (q.float() * k.float()).sum(-1, keepdim=True) * scale
-    others = (q.float() * scale) @ call.k[:, :, call.text].float().mT
-    if call.mask is not None:
-        mask = call.mask[..., call.text]
-        mask = mask[:, :, call.image] if mask.shape[2] > 1 else mask
-        others = others.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else others + mask.float()
-    A = torch.cat([own, others], -1).softmax(-1)
-    return A[..., :1] * v.float() + A[..., 1:] @ call.v[:, :, call.text].float()
