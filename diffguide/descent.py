@@ -21,17 +21,19 @@ LARGEST_MOVE = 1.0  # of the latents' norm, in one pass
 
 @dataclass(frozen=True)
 class Thrift:
-    """What a guide may save in gradient passes; the pictures stay the same, to rounding.
+    """What a guide may save in its passes; the pictures stay the same, to rounding.
 
     Attributes:
         early_stop: end the forward at the last watched site.
         reuse: where no picture moves, let the forward go on, and take its prediction for the pipeline's own.
         checkpointing: keep only the inputs of blocks, and run them once more in the backward pass.
+        share: take the blocks before a weak pass's first changed one from the pipeline's own call.
     """
 
     early_stop: bool = True
     reuse: bool = True
     checkpointing: bool = False
+    share: bool = True
 
     def checkpoints(self, model: nn.Module) -> bool:
         """Whether a backward pass through this denoiser runs blocks once more: asked for here, or by its owner."""

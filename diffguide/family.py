@@ -156,8 +156,8 @@ class Family(ABC):
         A tensor whose first axis is a multiple of `rows` is cut in proportion; anything else is shared. Lists and
         dicts are rebuilt, since models may empty the ones they are given.
         """
-        cut = {name: v if name in self.shared else _take(v, index, rows) for name, v in kwargs.items()}
-        return _take(args, index, rows), cut
+        cut = {name: v if name in self.shared else cut_rows(v, index, rows) for name, v in kwargs.items()}
+        return cut_rows(args, index, rows), cut
 
     def prediction(self, out: Any) -> Tensor:
         return out[0] if isinstance(out, tuple) else out.sample
@@ -259,7 +259,8 @@ class Family(ABC):
         return found
 
 
-def _take(value: Any, index: Tensor, rows: int) -> Any:
+def cut_rows(value: Any, index: Tensor, rows: int) -> Any:
+    """Some rows of every tensor of a batch of so many rows; a tensor may have several for each, as frames."""
     if isinstance(value, Tensor):
         if value.ndim == 0 or value.shape[0] == 0 or value.shape[0] % rows or rows == len(index) == 1:
             return value
@@ -268,9 +269,9 @@ def _take(value: Any, index: Tensor, rows: int) -> Any:
         wide = (index[:, None] * group + torch.arange(group, device=value.device)).flatten()
         return value[wide]
     if isinstance(value, dict):
-        return {k: _take(v, index, rows) for k, v in value.items()}
+        return {k: cut_rows(v, index, rows) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(_take(v, index, rows) for v in value)
+        return type(value)(cut_rows(v, index, rows) for v in value)
     return value
 
 

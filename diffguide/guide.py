@@ -23,6 +23,7 @@ from diffguide.family import bare, denoisers, of_pipe
 from diffguide.generation import Generation, OnRows
 from diffguide.maps import Maps
 from diffguide.method import Method
+from diffguide.prefix import Prefix
 from diffguide.processors.steered import chain
 from diffguide.refusals import refusals, unfit
 from diffguide.report import Report
@@ -42,7 +43,8 @@ class Guide:
         prompt: the text (or one for each prompt of a batch) that embeddings given to the pipeline were made from.
         early_stop: end gradient passes at the last attention module that a loss looks at; off for comparison only.
         reuse: where a gradient pass finds that no picture need move, take its prediction for the pipeline's own.
-        checkpointing: gradient passes that keep less and compute more. None of the three changes the pictures beyond
+        checkpointing: gradient passes that keep less and compute more.
+        share: begin weak passes at the first block that they change. None of the four changes the pictures beyond
             rounding.
 
     Raises:
@@ -58,6 +60,7 @@ class Guide:
         early_stop: bool = True,
         reuse: bool = True,
         checkpointing: bool = False,
+        share: bool = True,
     ) -> None:
         for method in methods:
             if not isinstance(method, Method):
@@ -70,7 +73,7 @@ class Guide:
         self.methods = methods
         self.family, self.attribute = of_pipe(pipe)
         self.report = Report()
-        self.thrift = Thrift(early_stop, reuse, checkpointing)
+        self.thrift = Thrift(early_stop, reuse, checkpointing, share)
         self._told = [prompt] if isinstance(prompt, str) else prompt
         self._encoded: dict[str, Any] | None = None
         self._active = [m for m in methods if not m.inert]
@@ -227,6 +230,7 @@ class Guide:
         if run.kept is not None:
             rows -= len(run.kept[0])
             args, kwargs = run.without_kept(args, kwargs, z.shape[0])
+        self._share(run, z.shape[0])
         self.report.forwards += rows / run.pictures
         return passes.lent(args), passes.lent(kwargs)
 
@@ -283,6 +287,19 @@ class Guide:
         run.swap.enter_context(passes.eager(run.model))
         run.swap.enter_context(passes.steered(at))
 
+    def _share(self, run: "Generation", rows: int) -> None:
+        """Record, until `restore`, what weak passes need not compute again."""
+        run.prefix = None
+        acting = {n: m for n, m in enumerate(self._active) if m.acts(run.context(n))}
+        weak = {n: m.where(run.sites) for n, m in acting.items() if m.branch == "weak" and m.asks("shift")}
+        altered = any(m.inside and m.asks("attend") for m in acting.values())
+        fixed = caches.on(bare(run.model)) or passes.is_compiled(run.model)
+        if not weak or altered or fixed or run.kept is not None or run.term is not None or "cond" not in run.rows:
+            return
+        if self.thrift.share:
+            run.prefix = Prefix(run.model, run.sites, weak)
+            run.swap.enter_context(run.prefix.recorded(torch.arange(rows)[run.rows["cond"]], rows))
+
     def _shift(self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Add every method's term to every prediction: the pipeline combines them with weights that sum to one."""
         shifters = {n: m for n, m in enumerate(self._active) if m.asks("shift") and m.acts(run.context(n))}
@@ -317,6 +334,7 @@ class Guide:
         for number, method in shifters.items():
             weak = {"weak": self._weak(run, number, args, kwargs)} if method.branch == "weak" else {}
             d = d + method.shift(pred | weak).to(d.dtype)
+        run.prefix = None
         return self.family.term(run.model, d)
 
     def _weak(self, run: "Generation", number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -328,7 +346,8 @@ class Guide:
 
         weakened = passes.weakened(self.family, method, run.sites, run.grids, words=run.words, progress=run.progress)
         cache = caches.apart(bare(run.model), f"weak {number}")
-        with passes.eager(run.model), weakened, cache:
+        prefix = run.prefix.replayed(number) if run.prefix is not None else contextlib.nullcontext()
+        with passes.eager(run.model), weakened, cache, prefix:
             out = passes.evaluate(run.model, *cut)
         self.report.forwards += 1
         return self.family.prediction(out)
