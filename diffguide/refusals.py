@@ -81,7 +81,7 @@ def unfit(models: list[nn.Module], methods: list[Method], thrift: Thrift = PLAIN
     for model in map(bare, models):
         reasons += caches.refusals(model, inside)
         if losses and thrift.checkpoints(model):
-            reasons += [f"{', '.join(losses)} needs gradients, {why}; {WITHOUT}" for why in _misled(model)]
+            reasons += [f"{', '.join(losses)} needs gradients, {why}" for why in _misled(model)]
         if getattr(model, "_parallel_config", None) is not None:
             reasons.append("context parallelism shows each process a part of the tokens; load the denoiser without it")
     return list(dict.fromkeys(reasons))
@@ -90,10 +90,12 @@ def unfit(models: list[nn.Module], methods: list[Method], thrift: Thrift = PLAIN
 def _misled(model: nn.Module) -> list[str]:
     """Why a block that is run again for its gradient would be another one."""
     config = getattr(model, "_cache_config", None)
-    changing = passes.moving_weights(model) or (None if config is None else type(config).__name__)
-    found = [f"which {changing} and gradient checkpointing together make wrong"] if changing else []
+    moving = passes.moving_weights(model)
+    changing = moving or (None if config is None else type(config).__name__)
+    other = ", or load weights another way, such as enable_model_cpu_offload()" if moving else ""
+    found = [f"which {changing} and gradient checkpointing together make wrong; {WITHOUT}{other}"] if changing else []
     if why := of_model(model).checkpoints:
-        found.append(f"which gradient checkpointing makes wrong: {why}")
+        found.append(f"which gradient checkpointing makes wrong: {why}; {WITHOUT}")
     return found
 
 
