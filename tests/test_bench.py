@@ -208,6 +208,30 @@ values = st.floats(-1e6, 1e6)
 units = st.lists(st.tuples(values, st.floats(0.1, 1e3)), min_size=1, max_size=20)
 
 
+@given(units, units)
+@settings(max_examples=30)
+def test_a_difference_is_that_of_the_ratios_and_of_the_same_rows_nothing(pairs, others):
+    a, b = zip(*pairs, strict=True)
+    assert statistics.difference(a, b, than=(a, b), resamples=50) == {"value": 0, "low": 0, "high": 0}
+    c, d = ([*each, *each] for each in zip(*others, strict=True))
+    e, f = (np.resize(each, len(c)) for each in (a, b))
+    got = statistics.difference(c, d, than=(e, f), resamples=50)
+    slack = 1e-9 * (1 + max(map(abs, [*c, *e])) / min([*d, *f]))
+    assert got["value"] == pytest.approx(np.sum(c) / np.sum(d) - np.sum(e) / np.sum(f), abs=slack)
+    back = statistics.difference(e, f, than=(c, d), resamples=50)
+    assert back["low"] == pytest.approx(-got["high"], abs=slack) and got["low"] <= got["value"] <= got["high"]
+
+
+def test_what_is_hard_for_both_drops_out_of_a_difference():
+    """Scenes differ much, each gains the same: the difference is sure, though either share is not."""
+    plain = np.array([0, 1, 2, 3, 4, 5, 6, 7] * 4)
+    got = statistics.difference(plain + 1, np.full(32, 10), than=(plain, np.full(32, 10)))
+    assert got["low"] == pytest.approx(0.1) and got["high"] == pytest.approx(0.1)
+    assert statistics.ratio(plain, np.full(32, 10))["high"] - statistics.ratio(plain, np.full(32, 10))["low"] > 0.1
+    with pytest.raises(ValueError, match="shape"):
+        statistics.difference([1, 2], [1, 1], than=([1], [1]))
+
+
 @given(units)
 @settings(max_examples=30)
 def test_ratio_lies_in_its_interval_and_between_the_units(pairs):
@@ -300,8 +324,9 @@ def test_result_has_the_form_of_a_bench(result):
     named = {"objects_present", "scenes_complete", "objects_in_box", "objects_centred", "extra_objects"}
     named |= {"seconds_ratio", "memory_ratio", "forwards", "backwards", "seconds", "memory"}
     for row in got["rows"]:
-        assert set(row) == {"method", "n", *named} and row["n"] == 3
-        for metric in named:
+        own = named | ({"objects_in_box_gain"} if row["method"] != "none" else set())
+        assert set(row) == {"method", "n", *own} and row["n"] == 3
+        for metric in own:
             assert row[metric]["low"] <= row[metric]["value"] <= row[metric]["high"]
     assert {"diffguide", "torch", "diffusers"} <= set(got["versions"])
     assert got["settings"]["steps"] == 2 and got["settings"]["guidance_scale"] == drawing.GUIDANCE_SCALE

@@ -22,7 +22,7 @@ class LayoutBench(PictureBench):
     """Boxes of truth scenes."""
 
     methods = (PLAIN, "attend-excite", "backward-guidance", "bacon")
-    rank = "objects_in_box"
+    rank, ranked_by = "objects_in_box", "in_box"
     told = (
         "The first {count} scenes of the list with seed 0, not chosen; wanted boxes in magenta; below each picture how "
         "many of the wanted things were found, how many in their box, and what else was there."

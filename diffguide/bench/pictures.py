@@ -22,7 +22,7 @@ from diffguide.bench.drawing import GUIDANCE_SCALE, Drawn, Job, Task, draw, mach
 from diffguide.bench.ledger import Ledger, Record
 from diffguide.bench.models import load
 from diffguide.bench.sheet import Row, contact_sheet
-from diffguide.bench.statistics import Interval, ratio
+from diffguide.bench.statistics import Interval, difference, ratio
 
 OPTIONS = ("methods", "limit", "seeds", "batch", "steps", "workers")
 STEPS = 30
@@ -38,6 +38,7 @@ class PictureBench(ABC):
     methods: ClassVar[tuple[str, ...]]  # compared unless others are named
     layouts: ClassVar[bool] = True  # whether they are of the tasks; else planned, for methods that need one
     rank: ClassVar[str]  # the metric, more of it being better, by which methods are ranked
+    ranked_by: ClassVar[str]  # the count that is its share of the wanted things
     told: ClassVar[str]  # below the contact sheet
     losses: ClassVar[bool] = False  # whether the last loss is told: of one method, in several ways
     batch: ClassVar[int] = BATCH  # pictures at once
@@ -280,10 +281,12 @@ def summary(bench: PictureBench, label: str, records: Sequence[Record]) -> dict[
     sizes = [len(r["pictures"]) for r in runs]
     seconds, memory = [r["seconds"] for r in runs], [r["memory"] for r in runs]
     losses = [r["loss"] for r in runs if bench.losses and r["loss"] is not None]
+    drawn, drawn_plain = ([p for r in some for p in r["pictures"]] for some in (runs, plain))
     return {
         "method": label,
         "n": sum(sizes),
-        **bench.shares([p for r in runs for p in r["pictures"]]),
+        **bench.shares(drawn),
+        **({f"{bench.rank}_gain": gained(drawn, drawn_plain, bench.ranked_by)} if label != PLAIN else {}),
         "seconds_ratio": ratio(seconds, [r["seconds"] for r in plain]),
         "memory_ratio": ratio(memory, [r["memory"] for r in plain]),
         "forwards": ratio([r["forwards"] * n for r, n in zip(runs, sizes, strict=True)], sizes),
@@ -304,12 +307,21 @@ def share(pictures: Sequence[dict[str, int]], above: str, below: str | None = No
 
     Scenes in which there is nothing to count (a sum of 0 below) are left out.
     """
+    a, b = by_scene(pictures, above, below)
+    return ratio(a, b) if a else {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def by_scene(pictures: Sequence[dict[str, int]], above: str, below: str | None = None) -> tuple[list[int], list[int]]:
+    """The sums of both counts for each scene, in the order of the list; scenes with nothing below are left out."""
     scenes: dict[int, list[int]] = {}
     for p in pictures:
         sums = scenes.setdefault(p["scene"], [0, 0])
         sums[0] += p[above]
         sums[1] += 1 if below is None else p[below]
-    counted = [sums for sums in scenes.values() if sums[1] > 0]
-    if not counted:
-        return {"value": 0.0, "low": 0.0, "high": 0.0}
-    return ratio([a for a, _ in counted], [b for _, b in counted])
+    counted = [sums for _, sums in sorted(scenes.items()) if sums[1] > 0]
+    return [a for a, _ in counted], [b for _, b in counted]
+
+
+def gained(pictures: Sequence[dict[str, int]], plain: Sequence[dict[str, int]], above: str) -> Interval:
+    """What the share of a count among the wanted things is above that of the plain pictures of the same scenes."""
+    return difference(*by_scene(pictures, above, "wanted"), than=by_scene(plain, above, "wanted"))

@@ -34,7 +34,7 @@ class SemanticsBench(PictureBench):
         "bacon",
     )
     layouts = False
-    rank = "objects_present"
+    rank, ranked_by = "objects_present", "present"
     told = (
         "{count} prompts with seed 0, the first of each sort, then the second, not chosen; below each picture how many "
         "of the wanted things were found, and what else was there."

@@ -32,6 +32,25 @@ def ratio(above: ArrayLike, below: ArrayLike, *, resamples: int = RESAMPLES, see
     return _interval(a.sum() / b.sum(), low, high)
 
 
+def difference(
+    above: ArrayLike, below: ArrayLike, *, than: tuple[ArrayLike, ArrayLike], resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    r"""$\sum_i a_i / \sum_i b_i$ less that of two other rows over the same units, with its 95 % interval.
+
+    Units are resampled for both alike, so what makes one unit harder than another drops out.
+
+    Raises:
+        ValueError: as `ratio`, or the rows are not equally long.
+    """
+    rows = np.stack([np.asarray(row, np.float64) for row in (above, below, *than)])
+    value = ratio(rows[0], rows[1], resamples=1)["value"] - ratio(rows[2], rows[3], resamples=1)["value"]
+    units = rows.shape[1]
+    a, b, c, d = rows[:, np.random.default_rng(seed).integers(0, units, (resamples, units))].sum(2)
+    tail = (1 - COVERAGE) / 2
+    low, high = np.quantile(a / b - c / d, (tail, 1 - tail))
+    return _interval(value, low, high)
+
+
 def mean(values: Sequence[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
     """The mean with its 95 % interval."""
     return ratio(values, np.ones(len(values)), resamples=resamples, seed=seed)
