@@ -29,12 +29,15 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[Row]) -> Image.Image:
     width = GAP + len(titles) * (CELL + GAP)
     letters = max(12, (width - 2 * GAP) // 6)
     captions = [textwrap.wrap(row.caption, letters) for row in rows]
-    height = GAP + LINE + sum(len(lines) * LINE + CELL + LINE + GAP for lines in captions)
+    heads = [heading(title) for title in titles]
+    top = GAP + LINE * max(map(len, heads))
+    height = top + sum(len(lines) * LINE + CELL + LINE + GAP for lines in captions)
     page = Image.new("RGB", (width, height), "white")
     pen = ImageDraw.Draw(page)
-    for column, title in enumerate(titles):
-        pen.text((GAP + column * (CELL + GAP), GAP), textwrap.shorten(title, 22, placeholder="…"), INK, font)
-    y = GAP + LINE
+    for column, lines in enumerate(heads):
+        for number, line in enumerate(lines):
+            pen.text((GAP + column * (CELL + GAP), GAP + number * LINE), line, INK, font)
+    y = top
     for row, lines in zip(rows, captions, strict=True):
         for line in lines:
             pen.text((GAP, y), line, INK, font)
@@ -45,6 +48,11 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[Row]) -> Image.Image:
             pen.text((x, y + CELL), note, INK, font)
         y += CELL + LINE + GAP
     return page
+
+
+def heading(title: str) -> list[str]:
+    """A title in lines as wide as a column, broken before the plus signs of its settings where it can be."""
+    return textwrap.wrap(title.replace("+", " +"), 22, break_on_hyphens=False) or [""]
 
 
 def framed(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
