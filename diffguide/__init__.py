@@ -28,9 +28,10 @@ _HOMES = {
     "ParamError": "errors",
     "PromptError": "errors",
     "RecipeError": "errors",
+    "SearchError": "errors",
     "SteeringError": "errors",
 }
-_MODULES = ("errors", "kernels", "pipelines", "processors", "zoo")
+_MODULES = ("errors", "kernels", "pipelines", "processors", "search", "zoo")
 
 
 @functools.cache

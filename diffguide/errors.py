@@ -37,5 +37,9 @@ class ModelError(DiffguideError):
     """A model cannot be found, read or trusted."""
 
 
+class SearchError(DiffguideError):
+    """The state of a search cannot be kept, or is that of another one."""
+
+
 class OutputError(DiffguideError):
     """An output cannot be written."""

@@ -1,0 +1,188 @@
+"""HeadHunter on a toy objective, its state, and the objectives that come with it."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageFilter
+
+from diffguide.errors import ParamError, SearchError
+from diffguide.search import Hunt, hunt, named, objectives
+from diffguide.search.headhunter import best, painter, units
+from diffguide.search.objectives import things
+from diffguide.zoo.world import STYLES, Scene, Thing, caption, render
+
+PROMPTS = ("a red circle", "a blue square")
+PLAN = Hunt(PROMPTS, keep=2, steps=2, scale=5.0)
+SIZE = 14  # heads of the small model
+
+
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    return tiny.sd()
+
+
+def red(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+    return [float(np.asarray(p)[..., 0].mean()) for p in pictures]
+
+
+def test_one_round_finds_what_trying_all_finds(pipe: Any, tmp_path: Path) -> None:
+    draw = painter(pipe, PLAN)
+    scores = {unit: float(np.mean(red(draw([unit]), PROMPTS))) for unit in units(pipe)}
+    found = hunt(pipe, PLAN, objective=red, folder=tmp_path)
+    assert len(scores) == SIZE and found.rounds == [scores]
+    assert found.heads == sorted(scores, key=lambda u: (-scores[u], u))[:2] == best(scores, 2)
+    assert found.plain == pytest.approx(np.mean(red(draw([]), PROMPTS)))
+    assert found.chosen == [max(scores.values())] and found.text == ",".join(f"L{a}H{b}" for a, b in found.heads)
+
+
+def test_a_later_round_tries_heads_beside_the_chosen_and_none_twice(pipe: Any) -> None:
+    plan = Hunt(PROMPTS[:1], rounds=2, keep=1, steps=2, layers="down")
+    found = hunt(pipe, plan, objective=red)
+    first, second = found.rounds
+    assert len(first) == 4 and set(second) == set(first) - {found.heads[0]} and len(set(found.heads)) == 2
+    draw = painter(pipe, plan)
+    for unit, value in second.items():
+        assert value == pytest.approx(red(draw([found.heads[0], unit]), PROMPTS)[0])
+
+
+def test_what_was_stopped_goes_on_with_nothing_lost_or_done_twice(pipe: Any, tmp_path: Path) -> None:
+    asked = []
+
+    def counted(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        asked.append(1)
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        return red(pictures, prompts)
+
+    with pytest.raises(KeyboardInterrupt):
+        hunt(pipe, PLAN, objective=counted, folder=tmp_path)
+    with (tmp_path / "trials.jsonl").open("a") as file:
+        file.write('{"round": 0, "unit": [2, ')  # killed while it wrote
+    told: list[tuple[str, int, int]] = []
+    found = hunt(pipe, PLAN, objective=counted, folder=tmp_path, tell=lambda *t: told.append(t))
+    assert len(asked) == 1 + SIZE + 1  # the plain one and every head, and the one that was stopped
+    assert told[0] == ("round 1, L2H0", 5, 15) and told[-1] == ("done", 15, 15)
+    assert found == hunt(pipe, PLAN, objective=red)
+    assert found == hunt(pipe, PLAN, objective=counted, folder=tmp_path) and len(asked) == SIZE + 2
+    table = pq.read_table(tmp_path / "trials.parquet").to_pydict()
+    assert len(table["score"]) == 1 + SIZE and table["layer"][0] is None
+    assert (
+        dict(zip(zip(table["layer"][1:], table["head"][1:], strict=True), table["score"][1:], strict=True))
+        == (found.rounds[0])
+    )
+
+
+def test_another_search_in_the_same_folder_is_refused(pipe: Any, tmp_path: Path) -> None:
+    hunt(pipe, Hunt(PROMPTS[:1], keep=1, steps=1, layers="mid"), objective=red, folder=tmp_path)
+    with pytest.raises(SearchError, match="has a search with other steps; name another folder"):
+        hunt(pipe, Hunt(PROMPTS[:1], keep=1, steps=2, layers="mid"), objective=red, folder=tmp_path)
+    (tmp_path / "search.json").write_text("{")
+    with pytest.raises(SearchError, match=r"search.json is damaged"):
+        hunt(pipe, Hunt(PROMPTS[:1], keep=1, steps=1, layers="mid"), objective=red, folder=tmp_path)
+
+
+def test_pictures_that_failed_come_last_and_ties_go_by_order() -> None:
+    scores = {(0, 0): math.nan, (0, 1): 1.0, (1, 0): 2.0, (1, 1): 1.0, (2, 0): -math.inf}
+    assert best(scores, 5) == [(1, 0), (0, 1), (1, 1), (0, 0), (2, 0)]
+
+
+@given(
+    st.dictionaries(st.tuples(st.integers(0, 9), st.integers(0, 9)), st.floats(-9, 9), min_size=1), st.integers(1, 9)
+)
+def test_the_best_are_no_worse_than_the_rest(scores: dict[tuple[int, int], float], count: int) -> None:
+    chosen = best(scores, count)
+    rest = [v for u, v in scores.items() if u not in chosen]
+    assert len(chosen) == min(count, len(scores)) and all(scores[u] >= max(rest, default=-99) for u in chosen)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"prompts": ()}, "prompts is empty"),
+        ({"seeds": (1,)}, "1 of them for 2 prompts"),
+        ({"rounds": 0}, "rounds = 0 is outside"),
+        ({"keep": 1.5}, "keep = 1.5 is not a whole number"),
+        ({"scale": 99}, "SoftPAG.scale = 99 is outside"),
+        ({"objective": "beauty"}, "no objective is called 'beauty' .*brightness"),
+        ({"layers": "roof"}, "'roof' matches no layer"),
+        ({"keep": 8, "rounds": 2}, "14 heads, but 2 rounds are to choose 8 each"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(pipe: Any, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(ParamError, match=said):
+        hunt(pipe, Hunt(**{"prompts": PROMPTS, "steps": 1, **more}))
+
+
+def test_an_objective_that_gives_too_few_scores_is_told(pipe: Any) -> None:
+    with pytest.raises(ParamError, match="the objective gave 1 scores for 2 pictures"):
+        hunt(pipe, PLAN, objective=lambda pictures, prompts: [0.0])
+
+
+# Objectives.
+
+
+def flat(value: int) -> Image.Image:
+    return Image.new("RGB", (16, 16), (value, value, value))
+
+
+def test_the_names_of_the_objectives() -> None:
+    assert set(objectives()) == {"brightness", "contrast", "sharpness", "colourfulness", "objects"}
+
+
+def test_flat_pictures_have_brightness_alone() -> None:
+    pictures = [flat(0), flat(51), flat(255)]
+    assert named("brightness")(pictures, PROMPTS) == pytest.approx([0, 0.2, 1])
+    for name in ("contrast", "sharpness", "colourfulness"):
+        assert named(name)(pictures, PROMPTS) == pytest.approx([0, 0, 0])
+
+
+def test_what_is_blurred_is_less_sharp_and_what_is_bleached_less_colourful() -> None:
+    scene = Scene("white", (Thing("red", "circle", 0.3, 0.4, 0.2), Thing("blue", "star", 0.7, 0.6, 0.2)))
+    picture = render(scene, 64)
+    blurred = [picture.filter(ImageFilter.GaussianBlur(r)) for r in (0, 1, 2, 4)]
+    sharp = list(named("sharpness")(blurred, PROMPTS * 2))
+    assert sharp == sorted(sharp, reverse=True) and len(set(sharp)) == 4
+    bleached = [Image.blend(picture, flat(128).resize((64, 64)), a) for a in (0, 0.3, 0.6, 0.9)]
+    for name in ("colourfulness", "contrast"):
+        scores = list(named(name)(bleached, PROMPTS * 2))
+        assert scores == sorted(scores, reverse=True) and len(set(scores)) == 4
+
+
+def test_colourfulness_is_the_formula() -> None:
+    halves = Image.new("RGB", (2, 1), (255, 0, 0))
+    halves.putpixel((1, 0), (0, 0, 255))
+    # rg is 1 and 0, yb 1/2 and -1: deviations 0.5 and 0.75, means 0.5 and -0.25
+    wanted = math.hypot(0.5, 0.75) + 0.3 * math.hypot(0.5, -0.25)
+    assert named("colourfulness")([halves], [""]) == pytest.approx([wanted])
+
+
+def test_objects_counts_what_is_there_and_what_is_too_much() -> None:
+    two = Scene("white", (Thing("red", "circle", 0.3, 0.4, 0.2), Thing("blue", "square", 0.7, 0.6, 0.18)))
+    picture = render(two, 128)
+    prompts = ["a red circle and a blue square", "a red circle", "two red circles", "a green star"]
+    assert named("objects")([picture] * 4, prompts) == pytest.approx([1, 1 / 2, 1 / 3, 0])
+    assert things("two red crosses to the left of a green star on a white background") == [
+        ("red", "cross"),
+        ("red", "cross"),
+        ("green", "star"),
+    ]
+    for style in STYLES:
+        assert things(f"{caption(two)} {style}")[0] == ("red", "circle")
+    for wrong, said in (("a cat", "'cat' is no thing"), ("in fog", "names nothing of the embedded world")):
+        with pytest.raises(ParamError, match=said):
+            named("objects")([picture], [wrong])
+
+
+def test_the_plan_is_kept_as_it_was_asked_for(pipe: Any, tmp_path: Path) -> None:
+    hunt(pipe, Hunt(PROMPTS[:1], keep=1, steps=1, layers="mid"), objective=red, folder=tmp_path)
+    kept = json.loads((tmp_path / "search.json").read_text())
+    assert kept["prompts"] == [PROMPTS[0]] and kept["heads"] == [[2, 0], [2, 1]] and kept["objective"] == "sharpness"
