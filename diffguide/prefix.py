@@ -5,7 +5,7 @@ they are one and the same.
 """
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Prefix:
         perturbed: for each weak pass, by number, the modules that it changes.
     """
 
-    def __init__(self, model: nn.Module, sites: Collection[Site], perturbed: dict[int, Collection[Site]]) -> None:
+    def __init__(self, model: nn.Module, sites: Collection[Site], perturbed: Mapping[int, Collection[Site]]) -> None:
         model = bare(model)
         self.blocks = blocks(model, sites)
         self.ends = {n: {block_of(model, site) for site in some} for n, some in perturbed.items()}

@@ -221,6 +221,13 @@ def test_wrong_input_is_one_line_and_leaves_nothing(here, model, capsys, options
         (["zoo", "train", "shapes-unet", "--work", "layout.json"], "cannot write"),
         (["bench", "layout", "--limit", "0"], "--limit = 0"),
         (["demo", "--out", "demo.gif"], "only a .png"),
+        (["heads"], "COMMAND"),
+        (["heads", "show", "nobody"], "no preset of heads is called 'nobody'"),
+        (["heads", "use", "nobody", "a cat"], "no preset of heads is called 'nobody'"),
+        (["heads", "search", "--objective", "beauty"], "no objective is called 'beauty'"),
+        (["heads", "search", "--model", "some/model"], "give prompts to judge heads by"),
+        (["heads", "search", "--keep", "0"], "keep = 0"),
+        (["heads", "search", "--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
     ],
 )
 def test_other_commands_tell_mistakes_likewise(here, capsys, line, said):
@@ -269,6 +276,26 @@ def test_a_layout_is_planned_from_the_prompt(here, model, capsys):
     assert cli.main(["generate", prompt, "--plan", "3", "--model", model, "--steps", "2", "--out", "g.png"]) == 0
     recipe = Recipe.load("g.png")
     assert recipe.layout == plan(prompt, seed=3) and [m.name for m in recipe.methods] == ["bacon"]
+
+
+def test_heads_are_searched_shown_and_used(here, model, capsys):
+    line = ["heads", "search", "--model", model, "--layers", "mid", "--keep", "1", "--steps", "1", "--out", "found"]
+    assert cli.main([*line, "--prompt", "a red circle", "--objective", "contrast"]) == 0
+    heads, *files = capsys.readouterr().out.split()
+    assert heads in ("L2H0", "L2H1") and files == ["found/preset.json", "found/heads.png", "found/report.md"]
+    assert cli.main([*line, "--prompt", "a red circle", "--objective", "contrast", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["heads"] == heads and set(told["rounds"][0]) == {"L2H0", "L2H1"}
+    assert cli.main([*line, "--prompt", "a red circle", "--objective", "brightness"]) == 2
+    assert "has a search with other objective" in error(capsys)
+    assert cli.main(["heads", "show", "found"]) == 0 and f"; {heads}; for " in capsys.readouterr().out
+    assert cli.main(["heads", "show"]) == 0 and "sd3-medium-dark: darker; L1H10" in capsys.readouterr().out
+    assert cli.main(["heads", "show", "sd3-medium-dark", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["presets"][0]["heads"] == "L1H10"
+    used = ["heads", "use", "found", "a red circle", "--steps", "1", "--out", "u.png", "--set", "soft-pag.blend=0.25"]
+    assert cli.main(used) == 0
+    (spec,) = Recipe.load("u.png").methods
+    assert spec.name == "soft-pag" and spec.params["heads"] == heads and spec.params["blend"] == 0.25
 
 
 def test_an_unused_layout_is_told(here, model, capsys):

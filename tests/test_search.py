@@ -15,9 +15,13 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
 from diffguide.errors import ParamError, SearchError
+from diffguide.heads import Preset, load, presets
+from diffguide.processors import SoftPAG
 from diffguide.search import Hunt, hunt, named, objectives
 from diffguide.search.headhunter import best, painter, units
+from diffguide.search.heatmap import BETTER, CELL, FAILED, INK, LEFT, SAME, TOP, WORSE, heatmap, shade
 from diffguide.search.objectives import things
+from diffguide.search.report import report
 from diffguide.zoo.world import STYLES, Scene, Thing, caption, render
 
 PROMPTS = ("a red circle", "a blue square")
@@ -41,7 +45,7 @@ def test_one_round_finds_what_trying_all_finds(pipe: Any, tmp_path: Path) -> Non
     assert len(scores) == SIZE and found.rounds == [scores]
     assert found.heads == sorted(scores, key=lambda u: (-scores[u], u))[:2] == best(scores, 2)
     assert found.plain == pytest.approx(np.mean(red(draw([]), PROMPTS)))
-    assert found.chosen == [max(scores.values())] and found.text == ",".join(f"L{a}H{b}" for a, b in found.heads)
+    assert found.best == [max(scores.values())] and found.text == ",".join(f"L{a}H{b}" for a, b in found.heads)
 
 
 def test_a_later_round_tries_heads_beside_the_chosen_and_none_twice(pipe: Any) -> None:
@@ -125,6 +129,72 @@ def test_what_cannot_be_searched_is_refused(pipe: Any, more: dict[str, Any], sai
 def test_an_objective_that_gives_too_few_scores_is_told(pipe: Any) -> None:
     with pytest.raises(ParamError, match="the objective gave 1 scores for 2 pictures"):
         hunt(pipe, PLAN, objective=lambda pictures, prompts: [0.0])
+
+
+# What is made of it.
+
+
+def test_the_heat_map_shows_better_worse_failed_and_chosen() -> None:
+    scores = {(0, 0): 1.0, (0, 1): 3.0, (1, 0): 0.0, (1, 1): math.nan, (2, 1): 1.5}
+    page = np.asarray(heatmap(scores, 1.0, [(0, 1)]))
+
+    def at(layer: int, head: int) -> tuple[int, ...]:
+        return tuple(page[TOP + layer * CELL + CELL // 2, LEFT + head * CELL + CELL // 2].tolist())
+
+    assert at(0, 0) == SAME and at(0, 1) == BETTER and at(1, 1) == FAILED and at(2, 0) == (255, 255, 255)
+    assert at(1, 0) == shade(-0.5) and at(2, 1) == shade(0.25)
+    assert tuple(page[TOP + 1, LEFT + CELL + 1]) == INK and tuple(page[TOP + 1, LEFT + 1]) == SAME
+
+
+def test_the_shades_go_evenly_to_their_ends() -> None:
+    assert (shade(0), shade(1), shade(-1), shade(math.nan)) == (SAME, BETTER, WORSE, FAILED)
+    for way in (1, -1):
+        far = [math.dist(shade(way * s / 10), SAME) for s in range(11)]
+        assert far == sorted(far)
+
+
+def test_the_report_tells_heads_settings_and_trials(pipe: Any) -> None:
+    plan = Hunt(PROMPTS[:1], keep=1, steps=1, layers="mid")
+    page = report(plan, found := hunt(pipe, plan, objective=red))
+    assert f"`{found.text}`" in page and "- a red circle" in page and "| L2H0 |" in page and "| L2H1 |" in page
+
+
+def test_the_presets_that_come_along_are_whole() -> None:
+    assert len(presets()) >= 13
+    for name, preset in presets().items():
+        assert SoftPAG(heads=f"@{name}").heads == preset.heads and SoftPAG(**preset.settings)
+        assert preset.model and preset.purpose and preset.source
+
+
+def test_a_preset_of_ones_own(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    preset = Preset("L2H1", "shapes-unet", "objects", "a test", {"scale": 2.0})
+    preset.save(file)
+    assert load(file) == preset and SoftPAG(heads=f"@{file},L0").heads == "L2H1,L0"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "mine.json: Expecting"),
+        ("[]", "expected an object"),
+        ('{"version": 2}', "2 is newer than 1"),
+        ('{"version": 1, "heads": "L1H1"}', "missing 3 required"),
+        ('{"version": 1, "heads": "mid", "model": "", "purpose": "", "source": ""}', "'mid' is not of the form"),
+        ('{"version": 1, "heads": "L1H1", "model": 3, "purpose": "", "source": ""}', "model: expected a text"),
+    ],
+)
+def test_a_file_that_is_no_preset_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "mine.json"
+    file.write_text(text)
+    with pytest.raises(ParamError, match=said):
+        load(file)
+
+
+@pytest.mark.parametrize("name", ["@nobody", "@../secret", "@"])
+def test_an_unknown_preset_is_refused_with_the_known_ones(name: str) -> None:
+    with pytest.raises(ParamError, match=r"no preset of heads is called .*sd3-medium-dark"):
+        SoftPAG(heads=name)
 
 
 # Objectives.

@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from diffguide import __version__
 from diffguide.cli.drawing import check_writable, demo, generate, maps, picture_paths, plan, quiet, recipe_of, run
+from diffguide.cli.heads import heads_search, heads_show, heads_use
 from diffguide.cli.looking import bench, families, methods, zoo_card, zoo_list, zoo_train
 from diffguide.cli.machine import EXTRAS, LIBRARIES, doctor, examine
 from diffguide.errors import DiffguideError
@@ -22,6 +23,9 @@ __all__ = [
     "examine",
     "families",
     "generate",
+    "heads_search",
+    "heads_show",
+    "heads_use",
     "main",
     "maps",
     "methods",
@@ -130,6 +134,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--page", metavar="FILE", help="write the table between its marks in this page of Markdown")
     _json(p)
 
+    heads = commands.add_parser(
+        "heads", help="search the heads that matter, show and use what was found", description="Attention heads."
+    )
+    _heads(heads.add_subparsers(title="commands", metavar="COMMAND", required=True), add)
+
     zoo = commands.add_parser(
         "zoo", help="list, train and describe the embedded models", description="The embedded models."
     )
@@ -170,6 +179,44 @@ def parser() -> argparse.ArgumentParser:
 
     _json(add("doctor", doctor, "show versions and devices, and what is missing for what"))
     return top
+
+
+def _heads(among: Any, add: Any) -> None:
+    p = add("search", heads_search, "find the heads whose perturbation raises an objective most", among)
+    p.add_argument("--objective", default="sharpness", metavar="NAME", help="what is raised (default: %(default)s)")
+    p.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt to judge by; may be repeated")
+    p.add_argument("--prompts", metavar="FILE", help="a file with a prompt a line (default: of the embedded world)")
+    p.add_argument("--rounds", type=int, default=1, help="how often the best are chosen (default: %(default)s)")
+    p.add_argument("--keep", type=int, default=3, help="how many at a time (default: %(default)s)")
+    p.add_argument("--layers", default="all", help="heads of these layers alone: down, mid, up, names (default: all)")
+    p.add_argument("--scale", type=float, default=3.0, help="guidance strength w (default: %(default)s)")
+    p.add_argument("--blend", type=float, default=1.0, help="u, the part of the map replaced (default: %(default)s)")
+    p.add_argument("--target", default="identity", help="what maps are blended with (default: %(default)s)")
+    p.add_argument("--scope", default="joint", help="of joint attention (default: %(default)s)")
+    p.add_argument("--steps", type=int, default=20, help="denoising steps (default: %(default)s)")
+    p.add_argument("--guidance-scale", type=float, default=1.0, help="1 is no classifier-free guidance (default: 1)")
+    p.add_argument(
+        "--out",
+        default="heads",
+        metavar="DIR",
+        help="its folder; the same command goes on there (default: %(default)s)",
+    )
+    _where(p)
+    _json(p)
+    p = add("show", heads_show, "show presets of heads, or what a search found", among)
+    p.add_argument(
+        "name", nargs="?", metavar="NAME", help="a preset, a .json file, or a search's folder (default: all)"
+    )
+    _json(p)
+    p = add("use", heads_use, "draw with a preset of heads: generate with soft-pag and its settings", among)
+    p.add_argument("name", metavar="NAME", help="a preset, its .json file, or a search's folder")
+    _drawing(p)
+    p.set_defaults(model=None)
+    p.add_argument(
+        "--out", default="picture.png", metavar="PATH", help="a .png, or a folder for SEED.png (default: %(default)s)"
+    )
+    p.add_argument("--maps", metavar="DIR", help="also write the map of every word into this folder")
+    _json(p)
 
 
 def _drawing(p: argparse.ArgumentParser) -> None:

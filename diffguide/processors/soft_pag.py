@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from diffguide.errors import ParamError
+from diffguide.heads import load
 from diffguide.method import Method, param
 from diffguide.perturbation import SCOPES, TARGETS, replaced
 from diffguide.site import Call, Proceed, Site
@@ -29,11 +30,12 @@ class SoftPAG(Method):
 
     Heads are written as in the paper, `L11H15`; `L11` is the whole layer. Layers are counted over the attention modules
     where image tokens attend to each other, in running order. `mid`, `down`, `up`, `all` and patterns of module names
-    are all heads there, with `:3` head 3 of each. In Python `heads` may be a list of (layer, head) pairs.
+    are all heads there, with `:3` head 3 of each; `@NAME` is a preset,
+    `@FILE.json` one of your own. In Python `heads` may be a list of (layer, head) pairs.
     """
 
     scale: float = param(3.0, "guidance strength w: 0 changes nothing, higher saturates", low=0.0, high=20.0)
-    heads: str = param("mid", 'which: "L11H15,L13H17", "L7", "mid", "all", module names or patterns, by commas')
+    heads: str = param("mid", 'which: "L11H15,L13H17", "L7", "mid", "all", "@PRESET", module names, by commas')
     blend: float = param(0.5, "u: 0 changes nothing, 1 replaces the map", low=0.0, high=1.0)
     target: str = param("identity", "what the map is blended with", choices=TARGETS)
     scope: str = param("joint", "of joint attention: all tokens, or the image part of its rows", choices=SCOPES)
@@ -44,8 +46,11 @@ class SoftPAG(Method):
     paper = "arXiv 2506.10978"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.heads, str):
-            object.__setattr__(self, "heads", written(self.heads))
+        text = self.heads if isinstance(self.heads, str) else written(self.heads)
+        if "@" in text:  # what a name stands for is kept, so that a recipe needs no file
+            parts = [part.strip() for part in text.split(",")]
+            text = ",".join(load(part[1:]).heads if part.startswith("@") else part for part in parts)
+        object.__setattr__(self, "heads", text)
         super().__post_init__()
         if self.scope != "joint" and self.target != "identity":
             raise ParamError(f"SoftPAG.scope = {self.scope!r} goes with target = 'identity' alone, not {self.target!r}")
@@ -107,6 +112,8 @@ def _is_at(site: Site, part: str) -> bool:
 def written(heads: Iterable[Unit | str]) -> str:
     """Pairs of layer and head as a text: `[(11, 15)]` is "L11H15"; texts stay."""
     parts = []
+    if not isinstance(heads, Iterable):
+        raise ParamError(f"SoftPAG.heads: {heads!r:.60} is neither a text nor a list of pairs (layer, head)")
     for unit in heads:
         if isinstance(unit, str):
             parts.append(unit)

@@ -6,8 +6,8 @@ is left is tried beside those chosen so far, on fixed prompts and seeds, and the
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -84,14 +84,13 @@ class Result:
         heads: the chosen ones, in the order of their choice.
         plain: the score without perturbation.
         rounds: for each round the score of every head that was tried, beside those chosen before.
-        chosen: the score of the heads chosen up to the end of each round, where it was measured by the next one's
-            pictures; the best single trial of the last round.
+        best: the score of the best trial of each round.
     """
 
     heads: list[Unit]
     plain: float
     rounds: list[dict[Unit, float]]
-    chosen: list[float] = field(default_factory=list)
+    best: list[float]
 
     @property
     def text(self) -> str:
@@ -146,7 +145,7 @@ def hunt(
         rounds.append({unit: trial(number, chosen, unit) for unit in pool if unit not in chosen})
         chosen += best(rounds[-1], plan.keep)
     tell("done", total, total)
-    return Result(chosen, plain, rounds, [max(r.values()) for r in rounds])
+    return Result(chosen, plain, rounds, [each[best(each, 1)[0]] for each in rounds])
 
 
 def best(scores: dict[Unit, float], count: int) -> list[Unit]:
@@ -184,10 +183,3 @@ def painter(pipe: Any, plan: Hunt) -> Draw:
             pipe.set_progress_bar_config(**bars)
 
     return draw
-
-
-def trials(result: Result) -> Iterator[tuple[int, Unit, float]]:
-    """Round, head and score of every trial."""
-    for number, scores in enumerate(result.rounds):
-        for unit, value in sorted(scores.items()):
-            yield number, unit, value

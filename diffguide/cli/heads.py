@@ -1,0 +1,114 @@
+"""Commands about heads: search them, look at what was found, draw with it."""
+
+import argparse
+from pathlib import Path
+
+from diffguide.cli.drawing import check_writable, quiet
+from diffguide.cli.terminal import print_json, tell
+from diffguide.errors import ParamError
+
+PROMPTS = 5  # of the embedded world, unless others are given
+
+
+def heads_search(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from diffguide.heads import Preset
+    from diffguide.search import Hunt, hunt, named
+    from diffguide.search.heatmap import heatmap
+    from diffguide.search.report import report
+
+    named(options.objective)
+    folder = Path(options.out)
+    settings = {name: getattr(options, name) for name in ("scale", "blend", "target", "scope")}
+    plan = Hunt(
+        prompts=tuple(prompts(options)),
+        objective=options.objective,
+        rounds=options.rounds,
+        keep=options.keep,
+        steps=options.steps,
+        guidance_scale=options.guidance_scale,
+        layers=options.layers,
+        **settings,
+    )
+    check_writable(folder / "search.json")
+    quiet(options.model)
+    from diffguide.pipelines.source import load
+
+    pipe = load(options.model, options.dtype, options.device)
+    with tqdm(unit="trial", disable=None) as bar:
+
+        def said(text: str, done: int, of: int) -> None:
+            bar.total = of
+            bar.set_description(text)
+            bar.update(done - bar.n)
+
+        found = hunt(pipe, plan, folder=folder, tell=said)
+    how = f"diffguide heads search, {options.objective}, {len(plan.prompts)} prompts, {plan.rounds} x {plan.keep}"
+    preset = Preset(found.text, options.model, options.objective, how, settings)
+    preset.save(folder / "preset.json")
+    heatmap(found.rounds[0], found.plain, found.heads).save(folder / "heads.png", optimize=True)
+    (folder / "report.md").write_text(report(plan, found), encoding="utf-8")
+    if options.json:
+        rounds = [{f"L{a}H{b}": v for (a, b), v in each.items()} for each in found.rounds]
+        print_json({"heads": found.text, "plain": found.plain, "best": found.best, "rounds": rounds})
+        return
+    tell(f"{options.objective}: plain {found.plain:.4g}, the best trial {max(found.best):.4g}")
+    print(found.text)
+    for name in ("preset.json", "heads.png", "report.md"):
+        print(folder / name)
+
+
+def prompts(options: argparse.Namespace) -> list[str]:
+    """Those given on the command line or in a file; else some of the embedded world, for an embedded model."""
+    from diffguide import zoo
+    from diffguide.files import read_text
+
+    given = list(options.prompt or ())
+    if options.prompts:
+        given += [line.strip() for line in read_text(options.prompts, ParamError).splitlines() if line.strip()]
+    if given:
+        return given
+    if options.model not in zoo.MODELS:
+        raise ParamError("give prompts to judge heads by: --prompt TEXT, or --prompts FILE with a line for each")
+    from random import Random
+
+    from diffguide.zoo.world import caption, sample_scene
+
+    lot = Random("heads")
+    return [caption(sample_scene(lot, styled=0.0)) for _ in range(PROMPTS)]
+
+
+def heads_show(options: argparse.Namespace) -> None:
+    from dataclasses import asdict
+
+    from diffguide.heads import load, presets
+
+    if options.name is None:
+        found = presets()
+    else:
+        path = Path(options.name)
+        found = {options.name: load(path / "preset.json" if path.is_dir() else options.name)}
+    if options.json:
+        print_json({"presets": [{"name": name, **asdict(preset)} for name, preset in found.items()]})
+        return
+    for name, preset in found.items():
+        settings = ", ".join(f"{key} {value}" for key, value in preset.settings.items())
+        print(f"{name}: {preset.purpose}; {preset.heads}; for {preset.model}" + (f"; {settings}" if settings else ""))
+        print(f"  {preset.source}")
+
+
+def heads_use(options: argparse.Namespace) -> None:
+    from diffguide.cli.drawing import generate
+    from diffguide.heads import load
+
+    path = Path(options.name)
+    source = str(path / "preset.json") if path.is_dir() else options.name
+    preset = load(source)
+    if options.model is None:
+        options.model = preset.model
+    given = {text.partition("=")[0].strip() for text in options.set}
+    own = {"heads": f"@{source}", **preset.settings}
+    options.set = [*options.set, *(f"soft-pag.{k}={v}" for k, v in own.items() if f"soft-pag.{k}" not in given)]
+    options.method = [*(options.method or ()), "soft-pag"]
+    generate(options)
