@@ -142,10 +142,9 @@ def on_sheet(
     boxes: Sequence[tuple[float, float, float, float]],
 ) -> Iterator[Row]:
     """A row for each knob; an end that is the default is left blank."""
-    blank = Image.new("RGB", default[0].size, "white")
     for knob in dict.fromkeys(turn.knob for turn in todo):
         values = {turn.column: written(turn.value) for turn in todo if turn.knob == knob}
-        values["default"] = written(knob.default) or "as the method has it"
-        cells = {column: pictures.get((knob.name, column), (blank, "")) for column in COLUMNS} | {"default": default}
+        values["default"] = written(knob.default) or "its own"
+        cells = {column: pictures.get((knob.name, column), (None, "")) for column in COLUMNS} | {"default": default}
         notes = [f"{values[column]}: {cells[column][1]}" if column in values else "" for column in COLUMNS]
         yield Row(f"{knob.name}: {knob.help}", boxes, [cells[column][0] for column in COLUMNS], notes)

@@ -15,11 +15,11 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Row:
-    """A scene: what was asked, where its things should be (boxes in 0..1), its pictures and a word on each."""
+    """A scene: what was asked, where its things should be (boxes in 0..1), pictures (None: a gap), a word on each."""
 
     caption: str
     boxes: Sequence[Box]
-    pictures: Sequence[Image.Image]
+    pictures: Sequence[Image.Image | None]
     notes: Sequence[str]
 
 
@@ -44,7 +44,8 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[Row]) -> Image.Image:
             y += LINE
         for column, (picture, note) in enumerate(zip(row.pictures, row.notes, strict=True)):
             x = GAP + column * (CELL + GAP)
-            page.paste(framed(picture, row.boxes), (x, y))
+            if picture is not None:
+                page.paste(framed(picture, row.boxes), (x, y))
             pen.text((x, y + CELL), note, INK, font)
         y += CELL + LINE + GAP
     return page

@@ -64,7 +64,7 @@ def prompts(options: argparse.Namespace) -> list[str]:
     from diffguide import zoo
     from diffguide.files import read_text
 
-    given = list(options.prompt or ())
+    given: list[str] = [*(options.prompt or ())]
     if options.prompts:
         given += [line.strip() for line in read_text(options.prompts, ParamError).splitlines() if line.strip()]
     if given:
