@@ -2,7 +2,11 @@
 
 import copy
 import json
+import multiprocessing
+import os
+import time
 from collections import Counter
+from pathlib import Path
 from statistics import quantiles
 
 import numpy as np
@@ -208,6 +212,37 @@ def test_a_long_heading_is_whole_over_its_column():
     row = sheet.Row("a scene", [], [Image.new("RGB", (8, 8))] * 2, ["", ""])
     short, long = (sheet.contact_sheet([name, "none"], [row]) for name in ("bacon", title))
     assert long.height - short.height == 2 * sheet.LINE and long.width == short.width
+
+
+def sleeper():
+    pictures.end_with_parent()
+    time.sleep(120)
+
+
+def boss(pipe):
+    child = multiprocessing.get_context("spawn").Process(target=sleeper)
+    child.start()
+    pipe.send(child.pid)
+    time.sleep(120)
+
+
+def test_workers_end_with_a_bench_that_is_killed():
+    here, there = multiprocessing.Pipe()
+    parent = multiprocessing.get_context("spawn").Process(target=boss, args=(there,))
+    parent.start()
+    assert here.poll(60)
+    child = here.recv()
+    parent.kill()
+    parent.join()
+    for _ in range(600):
+        try:
+            os.kill(child, 0)
+            if Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":  # gone, with nobody to bury it
+                return
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.1)
+    pytest.fail("the worker is still there")
 
 
 # Statistics.

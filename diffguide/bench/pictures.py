@@ -6,6 +6,8 @@ falls on all of them alike.
 
 import contextlib
 import multiprocessing
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -248,8 +250,16 @@ _mine: list[Any] = []  # a worker's own pipeline
 _worker = contextlib.ExitStack()  # what lasts as long as the worker
 
 
+def end_with_parent() -> None:
+    """End this worker when the process that began it is gone: killed, it leaves nobody to send pictures to."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def _open(artist: Artist, source: tuple[Any, ...], jobs: list[Job]) -> None:
     """Begin a worker."""
+    end_with_parent()
     torch.set_num_threads(1)
     pipe, _ = load(*source)
     _mine.append(_worker.enter_context(prepared(pipe)))
