@@ -1,7 +1,7 @@
-"""A weak pass begins where it first differs: what the blocks before that gave in the pipeline's own call serves again.
+"""A weak pass begins where it first differs: what modules before that gave in the pipeline's own call serves again.
 
-Both passes have the same latents and words in the conditional rows, so up to the first block with a perturbed module
-they are one and the same.
+Both passes have the same latents and words in the conditional rows, so up to the first perturbed attention they are
+one and the same.
 """
 
 import contextlib
@@ -15,39 +15,39 @@ from diffguide.site import Site
 
 
 class Prefix:
-    """Outputs of blocks, the conditional rows alone, as the pipeline's own call makes them.
+    """Outputs of blocks and of their parts, the conditional rows alone, as the pipeline's own call makes them.
 
     Args:
         model: the denoiser.
         sites: all its attention modules.
-        perturbed: for each weak pass, by number, the modules that it changes.
+        perturbed: for each weak pass, by number, those that it changes.
     """
 
     def __init__(self, model: nn.Module, sites: Collection[Site], perturbed: Mapping[int, Collection[Site]]) -> None:
-        model = bare(model)
-        self.blocks = blocks(model, sites)
-        self.ends = {n: {block_of(model, site) for site in some} for n, some in perturbed.items()}
+        changed = {site.name for some in perturbed.values() for site in some}
+        self.parts = parts(bare(model), {site.name for site in sites}, changed)
+        self.ends = {n: {site.module for site in some} for n, some in perturbed.items()}
         self.outputs: dict[nn.Module, Any] = {}
-        self.before: dict[int, list[nn.Module]] = {}  # blocks that had ended when the first perturbed one began
+        self.before: dict[int, list[nn.Module]] = {}  # parts that had ended when the first perturbed module began
         self.usable = True
 
     @contextlib.contextmanager
     def recorded(self, index: Tensor, rows: int) -> Iterator[None]:
-        """Keep what blocks give in the rows `index` of a call of so many rows, while a weak pass has use for it."""
+        """Keep what parts give in the rows `index` of a call of so many rows, while a weak pass has use for it."""
 
-        def begins(block: nn.Module, *_: Any) -> None:
+        def begins(module: nn.Module, *_: Any) -> None:
             for number, ends in self.ends.items():
-                if block in ends and number not in self.before:
+                if module in ends and number not in self.before:
                     self.before[number] = list(self.outputs)
 
-        def ended(block: nn.Module, _: Any, out: Any) -> None:
-            if block in self.outputs:  # run twice: which of the two is meant, nobody knows
+        def ended(part: nn.Module, _: Any, out: Any) -> None:
+            if part in self.outputs:  # run twice: which of the two is meant, nobody knows
                 self.usable = False
             elif len(self.before) < len(self.ends):
-                self.outputs[block] = own(cut_rows(out, index, rows), out)
+                self.outputs[part] = own(cut_rows(out, index, rows), out)
 
-        handles = [b.register_forward_pre_hook(begins) for b in self.blocks]
-        handles += [b.register_forward_hook(ended) for b in self.blocks]
+        handles = [m.register_forward_pre_hook(begins) for m in set().union(*self.ends.values())]
+        handles += [m.register_forward_hook(ended) for m in self.parts]
         try:
             yield
         finally:
@@ -56,35 +56,42 @@ class Prefix:
 
     @contextlib.contextmanager
     def replayed(self, number: int) -> Iterator[None]:
-        """The blocks before the first perturbed one of this weak pass give what they gave."""
+        """The parts before the first perturbed module of this weak pass give what they gave."""
         kept = self.before.get(number, []) if self.usable else []
-        plain = {block: vars(block).get("forward") for block in kept}
+        plain = {part: vars(part).get("forward") for part in kept}
         try:
-            for block in kept:
-                block.forward = lambda *_, out=self.outputs[block], **__: out  # type: ignore[method-assign]
+            for part in kept:
+                part.forward = lambda *_, out=self.outputs[part], **__: out  # type: ignore[method-assign]
             yield
         finally:
-            for block, forward in plain.items():
+            for part, forward in plain.items():
                 if forward is None:
-                    vars(block).pop("forward", None)
+                    vars(part).pop("forward", None)
                 else:
-                    block.forward = forward  # type: ignore[method-assign]
+                    part.forward = forward  # type: ignore[method-assign]
 
 
-def blocks(model: nn.Module, sites: Collection[Site]) -> list[nn.Module]:
-    """The blocks of a denoiser: its children with attention modules, or their neighbours in the same list."""
-    found: dict[nn.Module, None] = {}
-    for site in sites:
-        child = model.get_submodule(site.name.partition(".")[0])
-        found |= dict.fromkeys(child if isinstance(child, nn.ModuleList) else [child])
-    return list(found)
+def parts(model: nn.Module, sites: Collection[str], changed: Collection[str]) -> list[nn.Module]:
+    """What may be taken as a whole: the blocks of a denoiser, and of those with a changed module the parts in lists."""
+    found: list[nn.Module] = []
 
+    def has(path: str, names: Collection[str]) -> bool:
+        return any(name.startswith(f"{path}.") for name in names)
 
-def block_of(model: nn.Module, site: Site) -> nn.Module:
-    """The block that a site is in."""
-    first, _, rest = site.name.partition(".")
-    child = model.get_submodule(first)
-    return child.get_submodule(rest.partition(".")[0]) if isinstance(child, nn.ModuleList) else child
+    def descend(module: nn.Module, path: str, top: bool) -> None:
+        for name, child in module.named_children():
+            here = f"{path}{name}"
+            listed = isinstance(child, nn.ModuleList) and (not top or has(here, sites))
+            for own_path, part in (
+                [(f"{here}.{n}", part) for n, part in child.named_children()] if listed else [(here, child)]
+            ):
+                if (listed or has(own_path, sites)) and own_path not in sites:
+                    found.append(part)
+                if has(own_path, changed):
+                    descend(part, f"{own_path}.", False)
+
+    descend(model, "", True)
+    return found
 
 
 def own(value: Any, of: Any) -> Any:
