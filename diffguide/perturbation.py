@@ -1,19 +1,47 @@
-"""What attention gives when its map is replaced by another, without ever making a map of all tokens by all tokens.
+"""What methods with a weak pass share, and what attention gives when its map is replaced by another.
 
-Each function takes a call and gives what all its heads would have given, [B, H, N, D].
+The functions take a call and give what all its heads would have given, [B, H, N, D], without ever making a map of all
+tokens by all tokens.
 """
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from diffguide import kernels
 from diffguide.errors import SteeringError
-from diffguide.site import Call
+from diffguide.method import Method, param
+from diffguide.site import Call, Site, in_layers
 
 SCOPES = ("joint", "image_block", "image_block_renorm")
 TARGETS = ("identity", "uniform", "mean_query", "argmax")
 CLOSED = -1e4  # additive masks at or below this close a key
 ROWS = 2**25  # logits at a time
+
+
+@dataclass(frozen=True)
+class Weakened(Method):
+    """A method that moves away from a prediction whose attention among image tokens is weakened."""
+
+    scale: float = param(3.0, "guidance strength: 0 changes nothing, high values saturate", low=0.0, high=20.0)
+
+    branch = "weak"
+    kinds = ("self", "joint")
+    neutral = {"scale": 0.0}
+
+    def shift(self, pred: dict[str, Tensor]) -> Tensor:
+        return self.scale * (pred["cond"] - pred["weak"])
+
+
+@dataclass(frozen=True)
+class WeakenedLayers(Weakened):
+    """One that weakens whole layers."""
+
+    layers: str = param("mid", 'where: "down", "mid", "up", "all" or patterns of module names', kw_only=True)
+
+    def where(self, sites: list[Site]) -> list[Site]:
+        return [s for s in sites if s.kind in self.kinds and in_layers(s, self.layers)]
 
 
 def replaced(call: Call, o: Tensor, target: str, scope: str = "joint") -> Tensor:

@@ -7,14 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffguide.method import Method, param
-from diffguide.site import Call, Proceed, Site, in_layers
+from diffguide.method import param
+from diffguide.perturbation import WeakenedLayers
+from diffguide.site import Call, Proceed
 
 WHOLE = 9999.0  # from this width on a blur is the mean
 
 
 @dataclass(frozen=True)
-class SEG(Method):
+class SEG(WeakenedLayers):
     r"""Away from a prediction whose self-attention is smoothed: its queries are blurred over the picture.
 
     $\hat\epsilon = \epsilon + s\,(\epsilon_{cond} - \epsilon_{weak})$, the weak pass attending with $G_\sigma * Q$ in
@@ -22,17 +23,13 @@ class SEG(Method):
     Where attention is joint, queries of words stay; in video each frame is blurred by itself (our choices).
     """
 
-    scale: float = param(3.0, "guidance strength s: 0 changes nothing, higher sharpens structure", low=0.0, high=20.0)
     sigma: float = param(
         10_000.0,
         "width of the blur in tokens: 0 changes nothing, 9999 makes all queries their mean",
         low=0.0,
         high=1e6,
     )
-    layers: str = param("mid", 'where queries are blurred: "down", "mid", "up", "all" or patterns of module names')
 
-    branch = "weak"
-    kinds = ("self", "joint")
     neutral = {"scale": 0.0, "sigma": 0.0}
     paper = "arXiv 2408.00760"
 
@@ -41,12 +38,6 @@ class SEG(Method):
         grid = call.grid[-2:] if call.site.apart else call.grid
         q[:, :, call.image] = blurred(call.q[:, :, call.image], grid, self.sigma)
         return proceed(replace(call, q=q))
-
-    def shift(self, pred: dict[str, Tensor]) -> Tensor:
-        return self.scale * (pred["cond"] - pred["weak"])
-
-    def where(self, sites: list[Site]) -> list[Site]:
-        return [s for s in sites if s.kind in self.kinds and in_layers(s, self.layers)]
 
 
 def blurred(q: Tensor, grid: tuple[int, ...], sigma: float) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from diffguide.errors import ParamError
 from diffguide.heads import load
-from diffguide.method import Method, param
-from diffguide.perturbation import SCOPES, TARGETS, replaced
+from diffguide.method import param
+from diffguide.perturbation import SCOPES, TARGETS, Weakened, replaced
 from diffguide.site import Call, Proceed, Site
 
 _UNIT = re.compile(r"L(?P<layer>\d+)(?:H(?P<head>\d+))?", re.IGNORECASE)
@@ -20,7 +20,7 @@ Unit = tuple[int, int]  # layer, head
 
 
 @dataclass(frozen=True)
-class SoftPAG(Method):
+class SoftPAG(Weakened):
     r"""Away from a prediction in which some heads see less than they would: perturbation head by head, by degrees.
 
     $A'_{l,h} = (1 - u)\,A_{l,h} + u\,A^*$ for the chosen heads (equations 6 and 7), and
@@ -34,14 +34,11 @@ class SoftPAG(Method):
     `@FILE.json` one of your own. In Python `heads` may be a list of (layer, head) pairs.
     """
 
-    scale: float = param(3.0, "guidance strength w: 0 changes nothing, higher saturates", low=0.0, high=20.0)
     heads: str = param("mid", 'which: "L11H15,L13H17", "L7", "mid", "all", "@PRESET", module names, by commas')
     blend: float = param(0.5, "u: 0 changes nothing, 1 replaces the map", low=0.0, high=1.0)
     target: str = param("identity", "what the map is blended with", choices=TARGETS)
     scope: str = param("joint", "of joint attention: all tokens, or the image part of its rows", choices=SCOPES)
 
-    branch = "weak"
-    kinds = ("self", "joint")
     neutral = {"scale": 0.0, "blend": 0.0, "heads": ""}
     paper = "arXiv 2506.10978"
 
@@ -75,9 +72,6 @@ class SoftPAG(Method):
         out = o.clone()
         out[:, heads] = torch.lerp(own.float(), weak.float(), self.blend).to(o.dtype)
         return out
-
-    def shift(self, pred: dict[str, Tensor]) -> Tensor:
-        return self.scale * (pred["cond"] - pred["weak"])
 
     @property
     def parts(self) -> list[str]:
