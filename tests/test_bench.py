@@ -214,6 +214,29 @@ def test_a_long_heading_is_whole_over_its_column():
     assert long.height - short.height == 2 * sheet.LINE and long.width == short.width
 
 
+def test_heads_by_lot_are_drawn_five_times_and_stay_the_same(pipe, tmp_path):
+    lots = ["pag+layers=all", "soft-pag+blend=1+heads=random2"]
+    options = {"limit": 2, "seeds": 1, "steps": 2, "progress": False}
+    found, again = (bench.run_bench("perturbation", model=pipe, methods=lots, **options) for _ in range(2))
+    labels = [f"soft-pag+blend=1+heads=random2:{n}" for n in range(5)]
+    assert [row["method"] for row in found["rows"]] == ["none", "pag+layers=all", *labels]
+    sharp = [row["sharpness"]["value"] for row in found["rows"]]
+    assert len(set(sharp)) == len(sharp) and sharp == [row["sharpness"]["value"] for row in again["rows"]]
+    assert all(row["forwards"]["value"] == 6 for row in found["rows"][1:])
+    assert {"shape_score", "objects_present"} <= found["rows"][0].keys()
+
+
+def test_without_guidance_there_is_one_row_for_each_picture(pipe):
+    options = {"limit": 1, "seeds": 1, "steps": 2, "progress": False, "guidance_scale": 1}
+    found = bench.run_bench("perturbation", model=pipe, methods=["pag"], **options)
+    assert [row["forwards"]["value"] for row in found["rows"]] == [2, 4]
+    assert found["settings"]["guidance_scale"] == 1.0
+
+
+def test_there_are_as_many_benches_as_files_that_are_one():
+    assert bench.names() == ["knobs", "layout", "peers", "perturbation", "semantics", "thrift"]
+
+
 def sleeper():
     pictures.end_with_parent()
     time.sleep(120)
@@ -546,6 +569,10 @@ def test_costs_are_ratios_of_sums():
         ({"batch": 2.5}, "batch = 2.5"),
         ({"dtype": "int8"}, "dtype = 'int8'.*float16"),
         ({"name": "thrift", "seeds": 2}, "thrift has no seeds"),
+        ({"name": "perturbation", "methods": ["soft-pag+heads=random0"]}, "draws no heads"),
+        ({"name": "perturbation", "methods": ["soft-pag+heads=random3"] * 2}, "is listed twice"),
+        ({"name": "perturbation", "guidance_scale": -1}, r"guidance_scale = -1 is outside \[0, 100\]"),
+        ({"name": "peers", "guidance_scale": 2}, "has no guidance_scale"),
         ({"name": "thrift", "methods": ["pag"]}, "backward-guidance, bacon"),
     ],
 )

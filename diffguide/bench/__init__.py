@@ -4,10 +4,12 @@
 `{"bench", "model", "rows": [{"method", "n", METRIC: {"value", "low", "high"}, ...}], "versions", "settings", ...}`.
 """
 
+import functools
 import importlib
 import importlib.metadata
 import json as jsonlib
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +17,14 @@ from typing import Any
 
 from diffguide.errors import OutputError, ParamError
 
-_BENCHES = {name: name for name in ("knobs", "layout", "peers", "semantics", "thrift")}
 _LIBRARIES = ("torch", "diffusers", "transformers", "numpy")
 
 
+@functools.cache
 def names() -> list[str]:
-    """The benches there are."""
-    return sorted(_BENCHES)
+    """The benches there are: the files of this folder that can check the options of one."""
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in Path(__file__).parent.glob("*.py")}
+    return sorted(name for name, text in texts.items() if re.search(r"^def check\(\*, methods", text, re.MULTILINE))
 
 
 def run_bench(
@@ -39,6 +42,7 @@ def run_bench(
     batch: int | None = None,
     steps: int | None = None,
     workers: int | None = None,
+    guidance_scale: float | None = None,
 ) -> dict[str, Any]:
     """Run a bench and return its result.
 
@@ -57,21 +61,32 @@ def run_bench(
         batch: pictures drawn at once (layout).
         steps: denoising steps (layout).
         workers: processes of one thread that share the batches, on a CPU one a core (layout); `model` must be a name.
+        guidance_scale: of classifier-free guidance (benches of pictures); 1 is none.
 
     Raises:
         ParamError: a bench, a method or a setting is unknown or out of range.
         ModelError: the model cannot be loaded.
         OutputError: `json` or `out` cannot be written.
     """
-    if name not in _BENCHES:
+    if name not in names():
         raise ParamError(f"no bench is called {name!r} (known: {', '.join(names())})")
     for knob, value in (("limit", limit), ("seeds", seeds), ("batch", batch), ("steps", steps), ("workers", workers)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ParamError(f"{knob} = {value!r} is not a whole number of at least 1")
+    if guidance_scale is not None and not 0 <= guidance_scale <= 100:
+        raise ParamError(f"guidance_scale = {guidance_scale!r} is outside [0, 100]")
     target = _writable(json)
     folder = _folder(out)
-    module = importlib.import_module(f"{__name__}.{_BENCHES[name]}")
-    options = {"methods": methods, "limit": limit, "seeds": seeds, "batch": batch, "steps": steps, "workers": workers}
+    module = importlib.import_module(f"{__name__}.{name}")
+    options = {
+        "methods": methods,
+        "limit": limit,
+        "seeds": seeds,
+        "batch": batch,
+        "steps": steps,
+        "workers": workers,
+        "guidance_scale": guidance_scale,
+    }
     unknown = [knob for knob, value in options.items() if value is not None and knob not in module.OPTIONS]
     if unknown:
         raise ParamError(f"the bench {name} has no {', '.join(unknown)} (it has: {', '.join(module.OPTIONS)})")

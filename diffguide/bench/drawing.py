@@ -37,6 +37,7 @@ class Job:
 
     task: Any  # a Task
     seed: int
+    guidance_scale: float = GUIDANCE_SCALE  # 1 and less: no classifier-free guidance
 
     def noise(self) -> torch.Generator:
         """Depends on scene and seed alone, not on the method, the batch or the device."""
@@ -90,12 +91,12 @@ def guided(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int, **m
         pictures = pipe(
             [job.task.caption for job in jobs],
             num_inference_steps=steps,
-            guidance_scale=GUIDANCE_SCALE,
+            guidance_scale=jobs[0].guidance_scale,
             generator=[job.noise() for job in jobs],
             **no_zeros(pipe),
         ).images
     if guide is None or method is None or method.inert:
-        rows = 2 if GUIDANCE_SCALE > 1 else 1
+        rows = 2 if jobs[0].guidance_scale > 1 else 1
         return Painted(pictures, float(rows * len(pipe.scheduler.timesteps)), 0.0)
     return Painted(pictures, guide.report.forwards, guide.report.backwards, last_loss(guide))
 

@@ -25,7 +25,7 @@ from diffguide.zoo import GUIDANCE_SCALE
 
 __all__ = ["BENCH", "OPTIONS", "check", "run"]
 
-OPTIONS = tuple(option for option in pictures.OPTIONS if option != "batch")
+OPTIONS = tuple(option for option in pictures.OPTIONS if option not in ("batch", "guidance_scale"))
 PEER = "diffusers"
 SORTS = ("two", "three")  # of prompts: subjects whose shapes differ have a token each
 LIMIT = 40

@@ -26,7 +26,7 @@ from diffguide.bench.models import load
 from diffguide.bench.sheet import Row, contact_sheet
 from diffguide.bench.statistics import Interval, difference, ratio
 
-OPTIONS = ("methods", "limit", "seeds", "batch", "steps", "workers")
+OPTIONS = ("methods", "limit", "seeds", "batch", "steps", "workers", "guidance_scale")
 STEPS = 30
 SEEDS = 2
 BATCH = 10
@@ -95,6 +95,7 @@ def run(
     batch: int | None = None,
     steps: int = STEPS,
     workers: int = 1,
+    guidance_scale: float = GUIDANCE_SCALE,
     source: tuple[Any, ...] = (),
     part: Path | None = None,
     out: Path | None = None,
@@ -109,14 +110,14 @@ def run(
     seeds, batch = seeds or bench.seeds, batch or bench.batch
     tasks = bench.tasks(limit)
     shown = {task.index for task in bench.show(tasks)} if out is not None else set()
-    jobs = [Job(task, seed) for seed in range(seeds) for task in tasks]
+    jobs = [Job(task, seed, guidance_scale) for seed in range(seeds) for task in tasks]
     batches = [jobs[i : i + batch] for i in range(0, len(jobs), batch)]
     settings = {
         "scenes": len(tasks),
         "seeds": seeds,
         "steps": steps,
         "scheduler": "DDIM" if hasattr(pipe.scheduler, "alphas_cumprod") else type(pipe.scheduler).__name__,
-        "guidance_scale": GUIDANCE_SCALE,
+        "guidance_scale": float(guidance_scale),
         "batch": batch,
         **machine(pipe),
         **({"workers": workers, "threads": 1} if workers > 1 else {}),

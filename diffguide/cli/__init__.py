@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from diffguide import __version__
+from diffguide import bench as benches
 from diffguide.cli.drawing import check_writable, demo, generate, maps, picture_paths, plan, quiet, recipe_of, run
 from diffguide.cli.heads import heads_search, heads_show, heads_use
 from diffguide.cli.looking import bench, families, methods, zoo_card, zoo_list, zoo_train
@@ -164,7 +165,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("name", nargs="?", default="shapes-unet", metavar="NAME", help="(default: %(default)s)")
 
     p = add("bench", bench, "measure methods against the plain pipeline")
-    p.add_argument("name", metavar="NAME", help="which bench: layout")
+    p.add_argument("name", metavar="NAME", help=f"which bench: {', '.join(benches.names())}")
     p.add_argument(
         "--methods", metavar="A,B", help="methods to compare, none for the plain run (default: the bench's own)"
     )
@@ -172,6 +173,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seeds", type=int, metavar="N", help="seeds of each scene")
     p.add_argument(
         "--workers", type=int, metavar="N", help="processes of one thread that share the batches, on a CPU one a core"
+    )
+    p.add_argument(
+        "--guidance-scale", type=float, metavar="G", help="of classifier-free guidance, 1 is none (default: 4)"
     )
     p.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     p.add_argument("--out", metavar="DIR", help="write a report with pictures into this folder")

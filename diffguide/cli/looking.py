@@ -151,6 +151,7 @@ def bench(options: argparse.Namespace) -> None:
         limit=options.limit,
         seeds=options.seeds,
         workers=options.workers,
+        guidance_scale=options.guidance_scale,
         json=options.json,
         out=options.out,
         device=options.device,

@@ -1,0 +1,101 @@
+"""What weak passes do to pictures: things right, how well shaped and how sharp, at any strength of guidance.
+
+The prompts are those of the semantics bench. `soft-pag+heads=random6` stands for as many heads drawn by lot, five times
+over, which is what heads that somebody chose have to beat.
+"""
+
+import dataclasses
+import random
+import re
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from PIL import Image
+
+from diffguide.bench import pictures
+from diffguide.bench.contenders import PLAIN, Contender, contenders
+from diffguide.bench.drawing import Job, Painted, guided
+from diffguide.bench.pictures import OPTIONS, share
+from diffguide.bench.prompts import Prompt
+from diffguide.bench.semantics import SemanticsBench, read
+from diffguide.bench.statistics import Interval
+from diffguide.errors import ParamError
+from diffguide.family import of_pipe, sites_of
+from diffguide.processors import SoftPAG
+from diffguide.search.objectives import sharpness
+from diffguide.zoo.detector import detect
+
+__all__ = ["BENCH", "OPTIONS", "check", "run"]
+
+DRAWS = 5
+FINE = 1_000_000  # parts, so that shapes and sharpness are counts like the others
+RANDOM = re.compile(r"soft-pag(?P<before>(?:\+.*)?)\+heads=random(?P<count>\d+)(?P<after>(?:\+.*)?)")
+
+
+class PerturbationBench(SemanticsBench):
+    """Quality under perturbation guidance."""
+
+    methods = (PLAIN, "pag", "seg", "soft-pag", "soft-pag+heads=random3")
+
+    def contenders(self, methods: Sequence[str] | None = None) -> list[Contender]:
+        found: list[Contender] = []
+        for text in self.methods if methods is None else methods:
+            if drawn := RANDOM.fullmatch(text):
+                found += by_lot(drawn["before"] + drawn["after"], int(drawn["count"]))
+            elif text != PLAIN:
+                found += contenders([text], layouts=False)[1:]
+        labels = [c.label for c in found]
+        if twice := [label for label in labels if labels.count(label) > 1]:
+            raise ParamError(f"{twice[0]} is listed twice")
+        return [*contenders([]), *found]
+
+    def counts(self, picture: Image.Image, task: Prompt) -> dict[str, int]:
+        reading = detect(picture)
+        return {
+            **read(reading, task),
+            "seen": len(reading.things),
+            "shape": round(FINE * sum(thing.confidence for thing in reading.things)),
+            "sharp": round(FINE * sharpness([picture], [task.caption])[0]),
+        }
+
+    def shares(self, pictures: Sequence[dict[str, int]]) -> dict[str, Interval]:
+        fine = {"shape_score": ("shape", "seen"), "sharpness": ("sharp", None)}
+        return {
+            **super().shares(pictures),
+            **{
+                name: {end: value / FINE for end, value in share(pictures, above, below).items()}
+                for name, (above, below) in fine.items()
+            },
+        }
+
+
+def by_lot(settings: str, count: int) -> list[Contender]:
+    """The same settings with heads drawn by lot, several times."""
+    if count < 1:
+        raise ParamError("heads=random0 draws no heads; name 1 or more")
+    (base,) = contenders([f"soft-pag{settings}"], layouts=False)[1:]
+    return [
+        dataclasses.replace(base, label=f"soft-pag{settings}+heads=random{count}:{n}", peer=partial(_lot, count, n))
+        for n in range(DRAWS)
+    ]
+
+
+def _lot(count: int, number: int, pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Painted:
+    family, attribute = of_pipe(pipe)
+    sites = [s for s in sites_of(family, getattr(pipe, attribute)) if s.number >= 0]
+    every = sorted((s.number, head) for s in sites for head in range(s.heads))
+    if count > len(every):
+        raise ParamError(f"heads=random{count}: the model has {len(every)}")
+    heads = sorted(random.Random(f"{number} of {count}").sample(every, count))
+    settings = {k: v for k, v in contender.settings.items() if k != "heads"}
+    return guided(pipe, jobs, dataclasses.replace(contender, method=SoftPAG, settings=settings), steps, heads=heads)
+
+
+BENCH = PerturbationBench()
+run = partial(pictures.run, BENCH)
+
+
+def check(*, methods: Sequence[str] | None = None, **_: Any) -> None:
+    """Raise ParamError where `run` would, before a model is loaded."""
+    pictures.check(BENCH, methods)
