@@ -24,7 +24,7 @@ ROWS = 2**25  # logits at a time
 class Weakened(Method):
     """A method that moves away from a prediction whose attention among image tokens is weakened."""
 
-    scale: float = param(3.0, "guidance strength: 0 changes nothing, high values saturate", low=0.0, high=20.0)
+    scale: float = param(3.0, "guidance strength s: 0 changes nothing, high values saturate", low=0.0, high=20.0)
 
     branch = "weak"
     kinds = ("self", "joint")
