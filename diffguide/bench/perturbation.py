@@ -21,8 +21,7 @@ from diffguide.bench.prompts import Prompt
 from diffguide.bench.semantics import SemanticsBench, read
 from diffguide.bench.statistics import Interval
 from diffguide.errors import ParamError
-from diffguide.family import of_pipe, sites_of
-from diffguide.processors import SoftPAG
+from diffguide.search.headhunter import units
 from diffguide.search.objectives import sharpness
 from diffguide.zoo.detector import detect
 
@@ -74,6 +73,8 @@ def by_lot(settings: str, count: int) -> list[Contender]:
     """The same settings with heads drawn by lot, several times."""
     if count < 1:
         raise ParamError("heads=random0 draws no heads; name 1 or more")
+    if "+heads=" in settings:
+        raise ParamError(f"soft-pag{settings}+heads=random{count} names heads twice")
     (base,) = contenders([f"soft-pag{settings}"], layouts=False)[1:]
     return [
         dataclasses.replace(base, label=f"soft-pag{settings}+heads=random{count}:{n}", peer=partial(_lot, count, n))
@@ -82,14 +83,11 @@ def by_lot(settings: str, count: int) -> list[Contender]:
 
 
 def _lot(count: int, number: int, pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Painted:
-    family, attribute = of_pipe(pipe)
-    sites = [s for s in sites_of(family, getattr(pipe, attribute)) if s.number >= 0]
-    every = sorted((s.number, head) for s in sites for head in range(s.heads))
+    every = units(pipe)
     if count > len(every):
         raise ParamError(f"heads=random{count}: the model has {len(every)}")
     heads = sorted(random.Random(f"{number} of {count}").sample(every, count))
-    settings = {k: v for k, v in contender.settings.items() if k != "heads"}
-    return guided(pipe, jobs, dataclasses.replace(contender, method=SoftPAG, settings=settings), steps, heads=heads)
+    return guided(pipe, jobs, contender, steps, heads=heads)
 
 
 BENCH = PerturbationBench()
