@@ -76,6 +76,7 @@ def explain(
         verbs = {
             "loss": "a gradient pass, repeated as the loss asks",
             "shift": "a weak pass" if method.branch == "weak" else "a term",
+            "combine": "its own combination in place of classifier-free guidance",
             "attend": "attention changed in the model's own pass" if method.branch != "weak" else "",
             "observe": "maps read from the model's own pass",
             "edit": "latents edited after the step",

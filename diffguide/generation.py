@@ -66,6 +66,7 @@ class Generation:
         self.call: Arguments = ((), {})  # of the denoiser, as the weak pass gets them
         self.delta: Tensor | None = None
         self.term: Tensor | None = None
+        self.pred: dict[str, Tensor] = {}  # the predictions of the open step by branch, without the term
         self.seen: dict[int, Maps] = {}
         self.kept: tuple[Tensor, Tensor] | None = None  # rows of the pipeline's call, and their prediction
         self.resting: list[set[int]] = [set() for _ in range(methods)]  # pictures that a method moves no more
@@ -122,6 +123,7 @@ class Generation:
             grids=self.grids,
             size=self.size,
             pictures=[b for b in pictures for _ in range(self.frames)],
+            flow=stepping.is_flow(pipe.scheduler),
             memory=self.memories[number],
         )
 
@@ -159,7 +161,7 @@ class Generation:
         return found
 
     def open_step(self, timestep: Any) -> None:
-        self.open, self.calls, self.delta, self.term, self.kept = True, 0, None, None, None
+        self.open, self.calls, self.delta, self.term, self.kept, self.pred = True, 0, None, None, None, {}
         self.scale = stepping.input_scale(self.pipe.scheduler, timestep)
         self.sigma = stepping.noise_level(self.pipe.scheduler, timestep)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from diffguide import caches, passes, stepping, versions
+from diffguide.combination import recombined
 from diffguide.descent import Thrift, descend
 from diffguide.errors import AttachError
 from diffguide.explain import Plan, explain
@@ -303,9 +304,11 @@ class Guide:
     def _shift(self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         """Add every method's term to every prediction: the pipeline combines them with weights that sum to one."""
         shifters = {n: m for n, m in enumerate(self._active) if m.asks("shift") and m.acts(run.context(n))}
+        y = self.family.prediction(out)
+        if any(m.asks("combine") for m in self._active):
+            run.pred |= {name: y[rows] for name, rows in run.rows.items() if name not in run.pred}
         if not shifters:
             return out
-        y = self.family.prediction(out)
         if run.term is None:
             run.term = self._term(run, shifters, {name: y[rows] for name, rows in run.rows.items()}, args, kwargs)
         d = run.term
@@ -360,6 +363,9 @@ class Guide:
             return sample, output
         if run.delta is not None and sample.shape == run.delta.shape:
             sample = (sample.float() + run.delta / run.scale).to(sample.dtype)
+        for number, method in enumerate(self._active):
+            if method.asks("combine") and method.acts(run.context(number)):
+                output = recombined(output, run.pred, run.term, method, run.context(number))
         sign = self.family.at_scheduler(self.pipe)
         if run.term is not None and sign and output.shape == run.term.shape:
             output = output + sign * run.term.to(output.dtype)

@@ -1,4 +1,4 @@
-"""What a method is: a paper as a frozen dataclass of its symbols, and at most six verbs."""
+"""What a method is: a paper as a frozen dataclass of its symbols, and a few verbs."""
 
 import dataclasses
 import math
@@ -141,6 +141,8 @@ class Context:
         grids: their token grids at this picture size.
         size: height and width of the latents, in latent cells.
         pictures: numbers, in the batch, of the pictures that the maps at hand belong to, row by row.
+        flow: whether the model predicts the velocity of a flow rather than noise.
+        guidance: scale of the pipeline's classifier-free guidance, told to `combine` alone.
         memory: the method's own, kept from `prepare` to the end of the run.
     """
 
@@ -154,6 +156,8 @@ class Context:
     grids: dict[Site, Grid]
     size: Grid
     pictures: list[int]
+    flow: bool = False
+    guidance: float = 1.0
     memory: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -240,6 +244,10 @@ class Method:
 
     def shift(self, pred: dict[str, Tensor]) -> Tensor:
         """What to add to every prediction, from the predictions of the branches."""
+        raise TypeError("not asked")
+
+    def combine(self, pred: dict[str, Tensor], context: Context) -> Tensor:
+        """What takes the place of classifier-free guidance: from `"cond"` and `"uncond"` at `context.guidance`."""
         raise TypeError("not asked")
 
     def observe(self, maps: "Maps", context: Context) -> None:

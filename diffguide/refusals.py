@@ -33,7 +33,8 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method],
     losses = any(m.asks("loss") for m in methods)
     if losses and thrift.checkpointing and not passes.can_checkpoint(model):
         reasons.append(f"{type(model).__name__} has no gradient checkpointing; leave out checkpointing=True")
-    shifters = [type(m).__name__ for m in methods if m.asks("shift")]
+    reasons += _instead(pipe, family, methods)
+    shifters = [type(m).__name__ for m in methods if m.asks("shift") or m.asks("combine")]
     if shifters and is_modular(pipe):
         guider = pipe.guider
         if type(guider).__name__ != "ClassifierFreeGuidance" or guider.guidance_rescale:
@@ -43,6 +44,20 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method],
             )
     if not hasattr(pipe.scheduler, "step"):
         reasons.append(f"{type(pipe.scheduler).__name__} has no step function; use a scheduler of diffusers")
+    return reasons
+
+
+def _instead(pipe: Any, family: Family, methods: list[Method]) -> list[str]:
+    """Why methods cannot take the place of classifier-free guidance."""
+    names = [type(m).__name__ for m in methods if m.asks("combine")]
+    reasons = []
+    if len(names) > 1:
+        reasons.append(f"{' and '.join(names)} both take the place of classifier-free guidance; attach one of them")
+    if names and family.at_scheduler(pipe):
+        reasons.append(
+            f"{names[0]} takes the place of classifier-free guidance, whose length {type(pipe).__name__} normalises; use "
+            "a method with a weak pass, such as PAG"
+        )
     return reasons
 
 

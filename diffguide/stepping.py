@@ -111,9 +111,17 @@ def noise_level(scheduler: Any, timestep: Any) -> float:
     if scale < 1:
         return (scale**-2 - 1) ** 0.5
     t = float(timestep.flatten()[0] if isinstance(timestep, Tensor) else timestep)
-    alphas = getattr(scheduler, "alphas_cumprod", None)
-    if alphas is not None:
+    if not is_flow(scheduler):
+        alphas = scheduler.alphas_cumprod
         a = float(alphas[min(max(round(t), 0), len(alphas) - 1)])
         return ((1 - a) / max(a, 1e-8)) ** 0.5
-    share = t / scheduler.config.num_train_timesteps  # flow matching: z = (1 - share) x + share noise
+    share = t / scheduler.config.num_train_timesteps  # z = (1 - share) x + share noise
     return share / max(1 - share, 1e-4)
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether the model predicts the velocity of a straight flow from the picture to noise."""
+    return (
+        getattr(scheduler, "alphas_cumprod", None) is None
+        or scheduler.config.get("prediction_type") == "flow_prediction"
+    )

@@ -16,6 +16,7 @@ QUICK: dict[str, dict[str, Any]] = {  # few passes, so that a run takes a blink
     "attend-excite": {"words": ("red circle", "square"), "iterations": 2},
     "bacon": {"first_iterations": 2, "iterations": 1, "window": (0.0, 0.5)},
     "backward-guidance": {"iterations": 2, "window": (0.0, 0.5)},
+    "cfg-zero-star": {"zero": 0.0},  # none of the steps of a model of noise can be left out
 }
 EVERY = [cls for _, cls in sorted(methods().items())]
 STEERING = [cls for cls in EVERY if cls.neutral]  # a method without neutral settings only watches
