@@ -127,7 +127,7 @@ def _touched(
     steps: int,
     watched: dict[str, tuple[Watch, list[Site]]],
 ) -> list[Site]:
-    touched = list(method.where(sites)) if method.asks("attend") else []
+    touched = list(method.where(sites)) if method.asks("attend") or method.asks("block") else []
     for name, watch in method.watch(before(sites, grids, size, steps)).items():
         chosen = method.watched(watch, sites, grids)
         touched += [s for s in chosen if s not in touched]

@@ -68,6 +68,7 @@ class Family(ABC):
     latent: ClassVar[tuple[str, int]] = ("sample", 0)  # name and position of the latents among the arguments
     channels_at: ClassVar[int] = 1  # the axis of their channels
     text_first: ClassVar[bool] = False  # the order of joint sequences
+    streams: ClassVar[tuple[str, str]] = ("hidden_states", "encoder_hidden_states")  # as joint blocks give them
     shared: ClassVar[tuple[str, ...]] = ()  # arguments that all rows share, whatever their shape
     tokenizer: ClassVar[str] = "tokenizer"  # attribute of the pipeline
     encoder: ClassVar[str] = "encode_prompt"  # function of the pipeline that is given the words

@@ -104,6 +104,10 @@ class Generation:
             raise PromptError(f"{len(given)} prompts do not divide a batch of {self.pictures} pictures")
         return [given[i * len(given) // self.pictures] for i in range(self.pictures)]
 
+    def base(self, method: Method) -> str:
+        """Whose rows of the call a method looks at."""
+        return method.base if method.base in self.rows else "cond"
+
     @property
     def progress(self) -> float:
         return self.step / max(1, self.steps)

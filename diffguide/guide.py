@@ -29,6 +29,7 @@ from diffguide.processors.steered import chain
 from diffguide.refusals import refusals, unfit
 from diffguide.report import Report
 from diffguide.site import Site
+from diffguide.weak import changed, predicted
 
 _guided: "weakref.WeakValueDictionary[int, Guide]" = weakref.WeakValueDictionary()  # by id of the pipeline
 
@@ -276,8 +277,9 @@ class Guide:
                 branch="every",
                 progress=run.progress,
             )
-            if wishes:
-                passes.record(call.of("cond"), {k: w for k, w in wishes.items() if site in w[1]}, seen)
+            for key, wish in wishes.items():
+                if site in wish[1]:
+                    passes.record(call.of(run.base(self._active[key[0]])), {key: wish}, seen)
             return chain([OnRows(m) for m in chosen], call)  # type: ignore[list-item]
 
         at = {}
@@ -292,7 +294,8 @@ class Guide:
         """Record, until `restore`, what weak passes need not compute again."""
         run.prefix = None
         acting = {n: m for n, m in enumerate(self._active) if m.acts(run.context(n))}
-        weak = {n: m.where(run.sites) for n, m in acting.items() if m.branch == "weak" and m.asks("shift")}
+        passing = {n: m for n, m in acting.items() if m.branch == "weak" and not m.asks("weaken")}
+        weak = {n: changed(run.model, m, run.sites) for n, m in passing.items()}
         altered = any(m.inside and m.asks("attend") for m in acting.values())
         fixed = caches.on(bare(run.model)) or passes.is_compiled(run.model)
         if not weak or altered or fixed or run.kept is not None or run.term is not None or "cond" not in run.rows:
@@ -335,25 +338,13 @@ class Guide:
         """The sum of the methods' terms, from the first call of a step."""
         d = torch.zeros_like(pred["cond"])
         for number, method in shifters.items():
-            weak = {"weak": self._weak(run, number, args, kwargs)} if method.branch == "weak" else {}
+            weak = {}
+            if method.branch == "weak":
+                weak["weak"], passed = predicted(run, number, method, pred, args, kwargs)
+                self.report.forwards += passed
             d = d + method.shift(pred | weak).to(d.dtype)
         run.prefix = None
         return self.family.term(run.model, d)
-
-    def _weak(self, run: "Generation", number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The prediction of the conditional rows with the attention of this method."""
-        method = self._active[number]
-        rows = self.family.latents(run.model, args, kwargs).shape[0]
-        own = torch.arange(rows)[run.rows["cond"]]
-        cut = self.family.take(args, kwargs, own, rows)
-
-        weakened = passes.weakened(self.family, method, run.sites, run.grids, words=run.words, progress=run.progress)
-        cache = caches.apart(bare(run.model), f"weak {number}")
-        prefix = run.prefix.replayed(number) if run.prefix is not None else contextlib.nullcontext()
-        with passes.eager(run.model), weakened, cache, prefix:
-            out = passes.evaluate(run.model, *cut)
-        self.report.forwards += 1
-        return self.family.prediction(out)
 
     # The scheduler's turn.
 

@@ -16,7 +16,9 @@ from diffguide.errors import ParamError
 from diffguide.site import Branch, Call, Grid, Proceed, Site
 
 if typing.TYPE_CHECKING:
+    from diffguide.blocks import BlockCall
     from diffguide.maps import Maps, Watch
+    from diffguide.weak import WeakPass
 
 Window = tuple[float, float]
 
@@ -170,7 +172,8 @@ class Method:
     """Base of every method. Subclasses are frozen dataclasses whose knobs are made by `param`.
 
     A verb that a subclass leaves alone is never called. `branch` says in which pass `attend` is asked: `"weak"` for
-    an extra perturbed pass, `"cond"` or `"every"` for the model's own. `neutral` names settings at which the method
+    an extra perturbed pass, `"cond"` or `"every"` for the model's own. `base` says whose rows a weak pass is made of
+    and `observe` is shown, `"uncond"` where the same call has them. `neutral` names settings at which the method
     does nothing at all; the guide then leaves the pipeline alone.
     """
 
@@ -183,6 +186,7 @@ class Method:
     interval: int = param(1, "act in every n-th step of the window only: 1 is every step", low=1, high=100)
 
     branch: ClassVar[Branch | None] = None
+    base: ClassVar[Branch] = "cond"
     kinds: ClassVar[tuple[str, ...]] = ("self", "cross", "joint")
     neutral: ClassVar[dict[str, Any]] = {}
     paper: ClassVar[str] = ""
@@ -238,6 +242,14 @@ class Method:
         """Carry out one evaluation of attention; `proceed(call)` is what would have been done."""
         raise TypeError("not asked")
 
+    def block(self, call: "BlockCall") -> Any:
+        """Carry out one block of the weak pass: `call.proceed(call.hidden)` is what would have been done."""
+        raise TypeError("not asked")
+
+    def weaken(self, weak: "WeakPass") -> Tensor:
+        """Carry out the weak pass as a whole: what `weak.predict` makes of other latents, or another model."""
+        return weak.predict()
+
     def loss(self, maps: "Maps", context: Context) -> Tensor:  # -> [B]
         """A loss for each picture, whose gradient moves the latents."""
         raise TypeError("not asked")
@@ -251,7 +263,7 @@ class Method:
         raise TypeError("not asked")
 
     def observe(self, maps: "Maps", context: Context) -> None:
-        """See the maps of the model's own conditional pass; `context.memory["maps"]` is what the user is shown."""
+        """See the maps of the model's own pass in the rows of `base`; the user is shown `context.memory["maps"]`."""
         raise TypeError("not asked")
 
     def edit(self, latents: Tensor, context: Context) -> Tensor:
@@ -285,7 +297,7 @@ class Method:
         return torch.zeros(losses.shape, dtype=torch.bool)
 
     def where(self, sites: list[Site]) -> list[Site]:
-        """The sites at which `attend` is asked."""
+        """The sites at which `attend` is asked, and those whose blocks `block` is asked for."""
         return [s for s in sites if s.kind in self.kinds]
 
 

@@ -38,7 +38,7 @@ class Weakened(Method):
 class WeakenedLayers(Weakened):
     """One that weakens whole layers."""
 
-    layers: str = param("mid", 'where: "down", "mid", "up", "all" or patterns of module names', kw_only=True)
+    layers: str = param("mid", 'where: "down", "mid", "up", "all", "L7" or patterns of module names', kw_only=True)
 
     def where(self, sites: list[Site]) -> list[Site]:
         return [s for s in sites if s.kind in self.kinds and in_layers(s, self.layers)]

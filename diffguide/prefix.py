@@ -20,15 +20,17 @@ class Prefix:
     Args:
         model: the denoiser.
         sites: all its attention modules.
-        perturbed: for each weak pass, by number, those that it changes.
+        changed: for each weak pass, by number, the modules that it changes, by name.
     """
 
-    def __init__(self, model: nn.Module, sites: Collection[Site], perturbed: Mapping[int, Collection[Site]]) -> None:
-        changed = {site.name for some in perturbed.values() for site in some}
-        self.parts = parts(bare(model), {site.name for site in sites}, changed)
-        self.ends = {n: {site.module for site in some} for n, some in perturbed.items()}
+    def __init__(
+        self, model: nn.Module, sites: Collection[Site], changed: Mapping[int, Mapping[str, nn.Module]]
+    ) -> None:
+        names = {name for some in changed.values() for name in some}
+        self.parts = parts(bare(model), {site.name for site in sites}, names)
+        self.ends = {n: set(some.values()) for n, some in changed.items()}
         self.outputs: dict[nn.Module, Any] = {}
-        self.before: dict[int, list[nn.Module]] = {}  # parts that had ended when the first perturbed module began
+        self.before: dict[int, list[nn.Module]] = {}  # parts that had ended when the first changed module began
         self.usable = True
 
     @contextlib.contextmanager

@@ -26,7 +26,8 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method],
             reasons.append(str(error))
             break
     for method in methods:
-        if (method.asks("attend") and not method.where(sites)) or not _watches(method, sites):
+        acts = method.asks("attend") or method.branch == "weak"
+        if (acts and not method.where(sites)) or not _watches(method, sites):
             reasons.append(f"{type(method).__name__} finds no site in this denoiser; {_why(family, method)}")
         reasons += unseen(family, method, sites)
     reasons += unfit(denoisers(pipe), methods, thrift)
@@ -55,8 +56,8 @@ def _instead(pipe: Any, family: Family, methods: list[Method]) -> list[str]:
         reasons.append(f"{' and '.join(names)} both take the place of classifier-free guidance; attach one of them")
     if names and family.at_scheduler(pipe):
         reasons.append(
-            f"{names[0]} takes the place of classifier-free guidance, whose length {type(pipe).__name__} normalises; use "
-            "a method with a weak pass, such as PAG"
+            f"{names[0]} takes the place of classifier-free guidance, whose length {type(pipe).__name__} normalises; "
+            "use a method with a weak pass, such as PAG"
         )
     return reasons
 
@@ -95,6 +96,12 @@ def unfit(models: list[nn.Module], methods: list[Method], thrift: Thrift = PLAIN
     losses = [type(m).__name__ for m in methods if m.asks("loss")]
     for model in map(bare, models):
         reasons += caches.refusals(model, inside)
+        blocks = [type(m).__name__ for m in methods if m.asks("block")]
+        if blocks and caches.on(model):
+            reasons.append(
+                f"{', '.join(blocks)} changes whole blocks, which a cache may leave out; call disable_cache() on the "
+                "denoiser first"
+            )
         if losses and thrift.checkpoints(model):
             reasons += [f"{', '.join(losses)} needs gradients, {why}" for why in _misled(model)]
         if getattr(model, "_parallel_config", None) is not None:

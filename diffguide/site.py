@@ -47,9 +47,13 @@ class Site:
 
 
 def in_layers(site: Site, layers: str) -> bool:
-    """Whether a site is in one of the layers: `"down"`, `"mid"`, `"up"`, `"all"` or patterns of names, by commas."""
+    """Whether a site is in one of the layers, by commas.
+
+    `"down"`, `"mid"`, `"up"`, `"all"`, numbers among the modules where image tokens attend to each other (`"L7"`), or
+    patterns of names.
+    """
     wanted = [part.strip() for part in layers.split(",")]
-    return any(w == "all" or w == site.block or fnmatch(site.name, w) for w in wanted)
+    return any(w in ("all", site.block, f"L{site.number}") or fnmatch(site.name, w) for w in wanted)
 
 
 ORDER = ("down", "mid", "up")  # in which a denoiser runs

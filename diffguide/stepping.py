@@ -125,3 +125,24 @@ def is_flow(scheduler: Any) -> bool:
         getattr(scheduler, "alphas_cumprod", None) is None
         or scheduler.config.get("prediction_type") == "flow_prediction"
     )
+
+
+def shares(scheduler: Any, sigma: float) -> tuple[float, float]:
+    """How much of the latents, at the model's scale, is picture and how much noise, at noise over signal `sigma`."""
+    if is_flow(scheduler):
+        return 1 / (1 + sigma), sigma / (1 + sigma)
+    length = (1 + sigma**2) ** 0.5
+    return 1 / length, sigma / length
+
+
+def parts(scheduler: Any, sigma: float, z: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """The clean picture and the noise in latents `z`, at the model's scale, according to a prediction `y`."""
+    a, b = shares(scheduler, sigma)
+    if is_flow(scheduler):
+        return z - b * y, z + a * y
+    kind = scheduler.config.prediction_type
+    if kind == "v_prediction":
+        return a * z - b * y, b * z + a * y
+    if kind == "sample":
+        return y, (z - a * y) / b
+    return (z - b * y) / a, y

@@ -125,7 +125,7 @@ def test_another_guidance_than_the_classifier_free_is_refused(seed: int, g: floa
     spread = plain * (pred["cond"].std((1, 2, 3), keepdim=True) / plain.std((1, 2, 3), keepdim=True))
     output = rescale * spread + (1 - rescale) * plain
     if (output - plain).norm() > 1e-2 * plain.norm():
-        with pytest.raises(SteeringError, match="APG takes the place of .* guidance_rescale"):
+        with pytest.raises(SteeringError, match=r"APG takes the place of .* guidance_rescale"):
             recombined(output, pred, None, APG(), told(0.0))
 
 
@@ -190,9 +190,9 @@ def test_what_cannot_be_is_refused_by_name() -> None:
     pipe = tiny.sd()
     with pytest.raises(AttachError, match="APG and CFGZeroStar both take the place"), Guide(pipe, APG(), CFGZeroStar()):
         pass
-    with pytest.raises(SteeringError, match="CFGZeroStar .* set zero=0"), Guide(pipe, CFGZeroStar()):
+    with pytest.raises(SteeringError, match=r"CFGZeroStar .* set zero=0"), Guide(pipe, CFGZeroStar()):
         tiny.call(pipe)
-    with pytest.raises(SteeringError, match="APG .* guidance_scale"), Guide(pipe, APG()):
+    with pytest.raises(SteeringError, match=r"APG .* guidance_scale"), Guide(pipe, APG()):
         tiny.call(pipe, guidance_scale=1.0)
-    with pytest.raises(SteeringError, match="APG .* leave out guidance_rescale"), Guide(pipe, APG()):
+    with pytest.raises(SteeringError, match=r"APG .* leave out guidance_rescale"), Guide(pipe, APG()):
         tiny.call(pipe, guidance_rescale=0.7)

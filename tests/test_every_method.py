@@ -181,5 +181,6 @@ def test_every_knob_says_what_it_does(method: type[Method]) -> None:
 def test_explain_names_the_sites(method: type[Method], pipe: Any) -> None:
     plan = Guide(pipe, make(method)).explain(steps=10)
     names = {n for n, _ in pipe.unet.named_modules()}
-    assert bool(plan.sites[method.name()]) != (make(method).asks("combine")) and set(plan.sites[method.name()]) <= names
+    looks = [verb for verb in ("attend", "block", "watch") if make(method).asks(verb)]
+    assert bool(plan.sites[method.name()]) == bool(looks) and set(plan.sites[method.name()]) <= names
     assert method.__name__ in str(plan) and not plan.refusals

@@ -12,9 +12,10 @@ from test_family_pipelines import call
 from tiny_pipes import built
 from torch import Tensor, nn
 
+from diffguide.blur import fitting, gaussian
 from diffguide.guide import Guide
 from diffguide.processors import SEG
-from diffguide.processors.seg import blurred, gaussian
+from diffguide.processors.seg import blurred, kernel
 from diffguide.site import Call, Site
 
 sides = st.integers(1, 9)
@@ -27,7 +28,7 @@ def queries(*grid: int, seed: int = 0) -> Tensor:
 
 @given(st.floats(0.05, 20), sides)
 def test_the_weights(sigma: float, side: int) -> None:
-    weights = gaussian(sigma, side)
+    weights = gaussian(sigma, fitting(kernel(sigma), side))
     assert len(weights) % 2 == 1 and len(weights) <= side and float(weights.sum()) == pytest.approx(1)
     assert torch.equal(weights, weights.flip(0)) and (weights.diff()[: len(weights) // 2] >= 0).all()
     wanted = math.ceil(6 * sigma) + 1 - math.ceil(6 * sigma) % 2
@@ -37,7 +38,7 @@ def test_the_weights(sigma: float, side: int) -> None:
 @given(sides, sides, widths, st.integers(0, 100))
 def test_the_blur_is_a_convolution_over_the_grid(h: int, w: int, sigma: float, seed: int) -> None:
     q = queries(h, w, seed=seed)
-    rows, columns = gaussian(sigma, h).numpy(), gaussian(sigma, w).numpy()
+    rows, columns = (gaussian(sigma, fitting(kernel(sigma), side)).numpy() for side in (h, w))
     plane = q[1, 2, :, 3].view(h, w).double().numpy()
     padded = np.pad(plane, ((len(rows) // 2,) * 2, (len(columns) // 2,) * 2), mode="reflect")
     wanted = [

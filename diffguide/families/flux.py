@@ -20,6 +20,7 @@ class Flux(Family):
 
     models: ClassVar[tuple[str, ...]] = ("FluxTransformer2DModel",)
     latent = ("hidden_states", 0)
+    streams = ("encoder_hidden_states", "hidden_states")
     channels_at = 2
     text_first = True
     shared = ("img_ids", "txt_ids")

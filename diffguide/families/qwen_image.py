@@ -23,6 +23,7 @@ class QwenImage(Family):
 
     models = ("QwenImageTransformer2DModel",)
     latent = ("hidden_states", 0)
+    streams = ("encoder_hidden_states", "hidden_states")
     channels_at = 2
     text_first = True
     shared = ("img_shapes",)

@@ -19,6 +19,7 @@ class SD3(Family):
 
     models = ("SD3Transformer2DModel",)
     latent = ("hidden_states", 0)
+    streams = ("encoder_hidden_states", "hidden_states")
     kinds = ("joint", "self")
     alike = ("prompt_2", "prompt_3")
 

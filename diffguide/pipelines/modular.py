@@ -16,6 +16,8 @@ from diffguide.family import bare, of_model
 from diffguide.method import Method
 from diffguide.processors.steered import check_processor
 
+BEYOND = ("prepare", "loss", "observe", "edit", "block", "weaken")  # what a guider cannot do for a method
+
 
 class WeakGuidance(ClassifierFreeGuidance):
     """Classifier-free guidance, and what a method says of a third prediction, whose attention is its own.
@@ -133,9 +135,9 @@ class WeakGuidance(ClassifierFreeGuidance):
 
 def _made(name: str, settings: dict[str, Any]) -> Method:
     method = make(name, settings)
-    if method.branch != "weak" or any(method.asks(verb) for verb in ("prepare", "loss", "observe", "edit")):
+    if method.branch != "weak" or any(method.asks(verb) for verb in BEYOND):
         raise AttachError(
-            f"{type(method).__name__} needs words, maps or latents, of which a guider is told nothing; use "
+            f"{type(method).__name__} needs words, maps, blocks or latents, of which a guider is told nothing; use "
             f"Guide(pipe, {type(method).__name__}(...))"
         )
     return method

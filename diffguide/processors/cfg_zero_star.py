@@ -15,8 +15,8 @@ class CFGZeroStar(Method):
     r"""Classifier-free guidance for flow models: the unconditional part at its best scale, the first steps left out.
 
     $a = \langle v_{cond}, v_{uncond}\rangle / \|v_{uncond}\|^2$ for each picture, and
-    $\hat v = a\,v_{uncond} + g\,(v_{cond} - a\,v_{uncond})$, $g$ being the pipeline's guidance scale. In the first steps,
-    a share `zero` of them and at least one, $\hat v = 0$: the latents stay.
+    $\hat v = a\,v_{uncond} + g\,(v_{cond} - a\,v_{uncond})$, $g$ being the pipeline's guidance scale. In the first
+    steps, a share `zero` of them and at least one, $\hat v = 0$: the latents stay.
     """
 
     optimised: bool = param(True, "whether the unconditional prediction is scaled by a; else a = 1")

@@ -3,10 +3,9 @@
 import math
 from dataclasses import dataclass, replace
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from diffguide.blur import blur
 from diffguide.method import param
 from diffguide.perturbation import WeakenedLayers
 from diffguide.site import Call, Proceed
@@ -42,25 +41,15 @@ class SEG(WeakenedLayers):
 
 def blurred(q: Tensor, grid: tuple[int, ...], sigma: float) -> Tensor:
     """Queries [B, H, N, D] blurred over their grid (height and width, or frames, height and width)."""
-    *frames, h, w = grid
-    planes = q.unflatten(2, (*frames, h, w)).movedim(-1, 2)  # [B, H, D, (F,) h, w]
-    flat = planes.reshape(-1, 1, h, w).float()
+    planes = q.unflatten(2, grid).movedim(-1, 2)  # [B, H, D, (F,) h, w]
     if sigma >= WHOLE:
-        flat = flat.mean((2, 3), keepdim=True).expand(-1, -1, h, w)
+        planes = planes.float().mean((-2, -1), keepdim=True).expand(planes.shape)
     elif sigma > 0:
-        for axis, side in ((2, h), (3, w)):
-            kernel = gaussian(sigma, side).to(flat)
-            reach = len(kernel) // 2
-            pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
-            shape = (1, 1, -1, 1) if axis == 2 else (1, 1, 1, -1)
-            flat = F.conv2d(F.pad(flat, pad, mode="reflect"), kernel.view(shape))
-    return flat.reshape(planes.shape).movedim(2, -1).flatten(2, -2).to(q.dtype)
+        planes = blur(planes.float(), sigma, kernel(sigma))
+    return planes.movedim(2, -1).flatten(2, -2).to(q.dtype)
 
 
-def gaussian(sigma: float, side: int) -> Tensor:
-    """Weights of a blur along a side of so many tokens: an odd number of them, about six sigma, at most the side."""
+def kernel(sigma: float) -> int:
+    """How many weights a blur has: an odd number, about six sigma."""
     size = math.ceil(6 * sigma)
-    size = min(size + 1 - size % 2, side - 1 + side % 2)
-    x = torch.arange(size, dtype=torch.float64) - size // 2
-    weights = torch.exp(-0.5 * (x / sigma) ** 2)
-    return weights / weights.sum()
+    return size + 1 - size % 2
