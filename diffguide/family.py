@@ -21,7 +21,7 @@ from diffguide.site import Grid, Site, numbered
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 # what can be done with a family, unless its `lacks` says why not; the table of models has these columns
-ABILITIES = ("attach", "word maps", "self maps", "gradient", "weak pass", "words")
+ABILITIES = ("attach", "word maps", "self maps", "gradient", "weak pass", "words", "second prompt")
 OF_KIND = {"cross": "word maps", "self": "self maps"}  # what a wish to see maps of a kind needs
 LARGE = "every cell's map to every cell of all frames is too large"  # why no family of videos has self maps
 

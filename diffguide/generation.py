@@ -14,6 +14,7 @@ from diffguide.method import Context, Method
 from diffguide.passes import Wishes
 from diffguide.prefix import Prefix
 from diffguide.processors.steered import check_processor
+from diffguide.second_prompt import SecondPrompt
 from diffguide.site import Call
 
 
@@ -70,6 +71,7 @@ class Generation:
         self.seen: dict[int, Maps] = {}
         self.kept: tuple[Tensor, Tensor] | None = None  # rows of the pipeline's call, and their prediction
         self.resting: list[set[int]] = [set() for _ in range(methods)]  # pictures that a method moves no more
+        self.second: SecondPrompt | None = None
         self.prefix: Prefix | None = None  # what weak passes of this call need not compute again
         self.swap = contextlib.ExitStack()
 

@@ -28,6 +28,7 @@ from diffguide.prefix import Prefix
 from diffguide.processors.steered import chain
 from diffguide.refusals import refusals, unfit
 from diffguide.report import Report
+from diffguide.second_prompt import ROWS, SecondPrompt, asking, given_states
 from diffguide.site import Site
 from diffguide.weak import changed, predicted
 
@@ -78,6 +79,7 @@ class Guide:
         self.thrift = Thrift(early_stop, reuse, checkpointing, share)
         self._told = [prompt] if isinstance(prompt, str) else prompt
         self._encoded: dict[str, Any] | None = None
+        self._second: SecondPrompt | None = None
         self._active = [m for m in methods if not m.inert]
         self._undo = contextlib.ExitStack()
         self._stepper: stepping.Stepper | None = None
@@ -140,20 +142,29 @@ class Guide:
             after = model.register_forward_hook(disabled(self._after), with_kwargs=True, always_call=True)
             self._undo.callback(before.remove)
             self._undo.callback(after.remove)
-        self._listen(self.family.encoder, self._hear)
+        self._listen(self.family.encoder, self._hear, self._hear_states)
         self._listen("check_inputs", self._forget)  # last, so that it comes first
         self._wrap_scheduler()
 
-    def _listen(self, name: str, hear: Callable[[dict[str, Any]], None]) -> None:
-        """Tell `hear` the arguments of a function of the pipeline, by name, before it runs."""
+    def _listen(
+        self, name: str, hear: Callable[[dict[str, Any]], None], heard: Callable[..., None] | None = None
+    ) -> None:
+        """Tell `hear` the arguments of a function of the pipeline, by name, before it runs, and `heard` afterwards.
+
+        `heard` is given the function, its arguments and what it gave.
+        """
         plain = getattr(self.pipe, name, None)
         if plain is None:
             return
 
         @functools.wraps(plain)
         def listening(*args: Any, **kwargs: Any) -> Any:
-            hear(dict(inspect.signature(plain).bind(*args, **kwargs).arguments))
-            return plain(*args, **kwargs)
+            given = dict(inspect.signature(plain).bind(*args, **kwargs).arguments)
+            hear(given)
+            out = plain(*args, **kwargs)
+            if heard is not None:
+                heard(plain, given, out)
+            return out
 
         own = vars(self.pipe).get(name)
         vars(self.pipe)[name] = listening
@@ -161,7 +172,7 @@ class Guide:
 
     def _forget(self, _: dict[str, Any]) -> None:
         """A call of the pipeline begins."""
-        self._encoded = None
+        self._encoded = self._second = None
 
     def _hear(self, encoded: dict[str, Any]) -> None:
         """The first text that a call encodes is the prompt; a second one is what to avoid.
@@ -170,6 +181,12 @@ class Guide:
         """
         if self._encoded is None:
             self._encoded = {name: list(v) if isinstance(v, list) else v for name, v in encoded.items()}
+
+    def _hear_states(self, encode: Callable[..., Any], given: dict[str, Any], out: Any) -> None:
+        """The prompt's states are known: have a second prompt encoded likewise."""
+        method = asking(self._active)
+        if method is not None and self._second is None and isinstance(method.second_prompt, str):
+            self._second = SecondPrompt.encoded(encode, given, out, method.second_prompt, self.family)
 
     @property
     def _heard(self) -> list[str] | None:
@@ -196,6 +213,7 @@ class Guide:
         given = self._told or self._heard
         encoded, self._encoded = self._encoded or {}, None
         run = Generation(self.pipe, self.family, model, len(self._active), given, encoded, (args, kwargs))
+        run.second, self._second = self._second, None
         for number, method in enumerate(self._active):
             if method.asks("prepare"):
                 method.prepare(run.context(number))
@@ -233,7 +251,8 @@ class Guide:
             rows -= len(run.kept[0])
             args, kwargs = run.without_kept(args, kwargs, z.shape[0])
         self._share(run, z.shape[0])
-        self.report.forwards += rows / run.pictures
+        args, kwargs, more = self._with_second(run, args, kwargs, z.shape[0])
+        self.report.forwards += (rows + more) / run.pictures
         return passes.lent(args), passes.lent(kwargs)
 
     def _after(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
@@ -246,6 +265,8 @@ class Guide:
             return out
         if run.kept is not None:
             out = run.with_kept(out)
+        if (second := run.rows.pop(ROWS, None)) is not None:
+            out = self.family.with_prediction(out, self.family.prediction(out)[: second.start])
         for number, method in enumerate(self._active):
             if method.asks("observe") and number in run.seen:
                 method.observe(run.seen[number], run.context(number))
@@ -289,6 +310,19 @@ class Guide:
                 at[site] = functools.partial(handler, site, chosen)
         run.swap.enter_context(passes.eager(run.model))
         run.swap.enter_context(passes.steered(at))
+
+    def _with_second(
+        self, run: "Generation", args: tuple[Any, ...], kwargs: dict[str, Any], rows: int
+    ) -> tuple[tuple[Any, ...], dict[str, Any], int]:
+        """A denoiser call with the rows of a second prompt, where a method acts that has one; and how many they are."""
+        method = asking([m for n, m in enumerate(self._active) if m.acts(run.context(n))])
+        if method is None or "cond" not in run.rows:
+            return args, kwargs, 0
+        own = slice(*run.rows["cond"].indices(rows))
+        second = run.second or given_states(method.second_prompt, kwargs, own, rows)
+        (args, kwargs), place = second.join((args, kwargs), self.family, own, rows, type(method).__name__)
+        run.rows = {**run.rows, ROWS: place}
+        return args, kwargs, place.stop - place.start
 
     def _share(self, run: "Generation", rows: int) -> None:
         """Record, until `restore`, what weak passes need not compute again."""

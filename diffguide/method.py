@@ -225,6 +225,11 @@ class Method:
         return self.window[0] <= step / max(1, steps) < self.window[1]
 
     @property
+    def second_prompt(self) -> Any:
+        """Words, or their states [1, T, C], that go through the model beside the prompt, if there are any."""
+        return None
+
+    @property
     def inside(self) -> bool:
         """Whether the method has a part in the model's own pass."""
         return self.asks("observe") or (self.asks("attend") and self.branch != "weak")

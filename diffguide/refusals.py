@@ -35,6 +35,14 @@ def refusals(pipe: Any, family: Family, model: nn.Module, methods: list[Method],
     if losses and thrift.checkpointing and not passes.can_checkpoint(model):
         reasons.append(f"{type(model).__name__} has no gradient checkpointing; leave out checkpointing=True")
     reasons += _instead(pipe, family, methods)
+    seconds = [type(m).__name__ for m in methods if m.second_prompt is not None]
+    if seconds and (reason := family.lacks.get("second prompt")):
+        reasons.append(
+            f"{seconds[0]} has a second prompt, which {type(family).__name__} has no place for: {reason}; use the "
+            "pipeline's own negative_prompt"
+        )
+    if len(seconds) > 1:
+        reasons.append(f"{' and '.join(seconds)} both have a second prompt; attach one of them")
     shifters = [type(m).__name__ for m in methods if m.asks("shift") or m.asks("combine")]
     if shifters and is_modular(pipe):
         guider = pipe.guider

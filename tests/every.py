@@ -16,6 +16,7 @@ QUICK: dict[str, dict[str, Any]] = {  # few passes, so that a run takes a blink
     "conform": {"words": ("red circle", "blue square"), "iterations": 2},
     "region-boundary": {"iterations": 2, "window": (0.0, 0.5)},
     "attend-excite": {"words": ("red circle", "square"), "iterations": 2},
+    "nag": {"negative": "a green star"},
     "skip-layer": {"window": (0.0, 1.0)},  # as published none of four steps is in it
     "bacon": {"first_iterations": 2, "iterations": 1, "window": (0.0, 0.5)},
     "backward-guidance": {"iterations": 2, "window": (0.0, 0.5)},

@@ -15,7 +15,7 @@ from diffguide.errors import DiffguideError, OutputError
 from diffguide.family import ABILITIES, families, of_model, refused
 from diffguide.maps import Maps, Watch
 from diffguide.method import Context, Method, param
-from diffguide.processors import PAG, CaptureMaps
+from diffguide.processors import NAG, PAG, CaptureMaps
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -95,6 +95,22 @@ def find(pipe: Loop) -> None:
         assert 0 < guide.maps[word].mean() < 1
 
 
+def tell(pipe: Loop) -> None:
+    plain, states = pipe(), torch.randn(1, 6, 8)
+
+    def keep(_: Any, __: Any, kwargs: dict[str, Any]) -> None:
+        nonlocal states
+        states = kwargs.get("encoder_hidden_states", states)
+
+    handle = pipe.model.register_forward_pre_hook(keep, with_kwargs=True)
+    pipe()
+    handle.remove()
+    with Guide(pipe, NAG(embeds=states)):
+        assert (pipe() - plain).abs().max() < 1e-5
+    with Guide(pipe, NAG(embeds=1.5 * states.flip(1))):
+        assert (pipe() - plain).abs().max() > 1e-5
+
+
 TRIALS: dict[str, Any] = {
     "attach": attach,
     "word maps": lambda pipe: see(pipe, "cross"),
@@ -102,6 +118,7 @@ TRIALS: dict[str, Any] = {
     "gradient": descend,
     "weak pass": weaken,
     "words": find,
+    "second prompt": tell,
 }
 
 

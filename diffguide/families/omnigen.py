@@ -48,6 +48,7 @@ class OmniGen(Family):
 
     models = ("OmniGenTransformer2DModel",)
     latent = ("hidden_states", 0)
+    lacks = {"second prompt": "its words and its picture come as one sequence of tokens"}
     encoder = "check_inputs"  # its prompts go straight to the denoiser
 
     def sites(self, model: nn.Module) -> list[Site]:

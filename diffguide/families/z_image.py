@@ -17,6 +17,7 @@ class ZImage(Family):
 
     models = ("ZImageTransformer2DModel",)
     latent = ("x", 0)
+    lacks = {"second prompt": "its captions come as a list, each of its own length"}
 
     def sites(self, model: nn.Module) -> list[Site]:
         """The main layers; refiners of image alone and of caption alone are left alone."""
