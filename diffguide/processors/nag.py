@@ -29,7 +29,7 @@ class NAG(Method):
     scale: float = param(5.0, "phi: 1 changes nothing, high values push harder", low=1.0, high=30.0)
     tau: float = param(2.5, "largest length, in lengths of what the prompt alone gives", low=1.0, high=20.0)
     alpha: float = param(0.25, "share of the guided result: 0 changes nothing, 1 takes it whole", low=0.0, high=1.0)
-    norm: int = param(2, "p of the norm: 2 as in the published code, 1 as in the paper", choices=(1, 2))
+    norm: int = param(2, "p of the norm: 2 as in the published code, 1 as in the paper", low=1, high=2)
     embeds: Tensor | None = None
 
     branch = "every"
