@@ -7,9 +7,7 @@ everything is put back by `detach`.
 
 import contextlib
 import functools
-import inspect
 import weakref
-from collections.abc import Callable
 from typing import Any, Self
 
 import torch
@@ -22,13 +20,14 @@ from diffguide.errors import AttachError
 from diffguide.explain import Plan, explain
 from diffguide.family import bare, denoisers, of_pipe
 from diffguide.generation import Generation, OnRows
+from diffguide.hearing import Hearing
 from diffguide.maps import Maps
 from diffguide.method import Method
 from diffguide.prefix import Prefix
 from diffguide.processors.steered import chain
 from diffguide.refusals import refusals, unfit
 from diffguide.report import Report
-from diffguide.second_prompt import ROWS, SecondPrompt, asking, given_states
+from diffguide.second_prompt import ROWS, asking, given_states
 from diffguide.site import Site
 from diffguide.weak import changed, predicted
 
@@ -77,10 +76,9 @@ class Guide:
         self.family, self.attribute = of_pipe(pipe)
         self.report = Report()
         self.thrift = Thrift(early_stop, reuse, checkpointing, share)
-        self._told = [prompt] if isinstance(prompt, str) else prompt
-        self._encoded: dict[str, Any] | None = None
-        self._second: SecondPrompt | None = None
         self._active = [m for m in methods if not m.inert]
+        told = [prompt] if isinstance(prompt, str) else prompt
+        self._hearing = Hearing(pipe, self.family, told, self._active)
         self._undo = contextlib.ExitStack()
         self._stepper: stepping.Stepper | None = None
         self._run: Generation | None = None
@@ -142,59 +140,8 @@ class Guide:
             after = model.register_forward_hook(disabled(self._after), with_kwargs=True, always_call=True)
             self._undo.callback(before.remove)
             self._undo.callback(after.remove)
-        self._listen(self.family.encoder, self._hear, self._hear_states)
-        self._listen("check_inputs", self._forget)  # last, so that it comes first
+        self._hearing.listen(self._undo)
         self._wrap_scheduler()
-
-    def _listen(
-        self, name: str, hear: Callable[[dict[str, Any]], None], heard: Callable[..., None] | None = None
-    ) -> None:
-        """Tell `hear` the arguments of a function of the pipeline, by name, before it runs, and `heard` afterwards.
-
-        `heard` is given the function, its arguments and what it gave.
-        """
-        plain = getattr(self.pipe, name, None)
-        if plain is None:
-            return
-
-        @functools.wraps(plain)
-        def listening(*args: Any, **kwargs: Any) -> Any:
-            given = dict(inspect.signature(plain).bind(*args, **kwargs).arguments)
-            hear(given)
-            out = plain(*args, **kwargs)
-            if heard is not None:
-                heard(plain, given, out)
-            return out
-
-        own = vars(self.pipe).get(name)
-        vars(self.pipe)[name] = listening
-        self._undo.callback(lambda: vars(self.pipe).pop(name) if own is None else vars(self.pipe).update({name: own}))
-
-    def _forget(self, _: dict[str, Any]) -> None:
-        """A call of the pipeline begins."""
-        self._encoded = self._second = None
-
-    def _hear(self, encoded: dict[str, Any]) -> None:
-        """The first text that a call encodes is the prompt; a second one is what to avoid.
-
-        Lists are copied: a pipeline may write its template into the one it was given.
-        """
-        if self._encoded is None:
-            self._encoded = {name: list(v) if isinstance(v, list) else v for name, v in encoded.items()}
-
-    def _hear_states(self, encode: Callable[..., Any], given: dict[str, Any], out: Any) -> None:
-        """The prompt's states are known: have a second prompt encoded likewise."""
-        method = asking(self._active)
-        if method is not None and self._second is None and isinstance(method.second_prompt, str):
-            self._second = SecondPrompt.encoded(encode, given, out, method.second_prompt, self.family)
-
-    @property
-    def _heard(self) -> list[str] | None:
-        """The prompts that the pipeline encoded, if it did."""
-        for name in self.family.prompts:
-            if prompt := (self._encoded or {}).get(name):
-                return [prompt] if isinstance(prompt, str) else prompt
-        return None
 
     def _wrap_scheduler(self) -> None:
         """Wrap the scheduler the pipeline holds now; users replace it after attaching."""
@@ -210,10 +157,9 @@ class Guide:
         self._wrap_scheduler()
         if reasons := unfit(denoisers(self.pipe), self._active, self.thrift):  # it may have changed after attaching
             raise AttachError("; ".join(reasons))
-        given = self._told or self._heard
-        encoded, self._encoded = self._encoded or {}, None
+        given, encoded, second = self._hearing.take()
         run = Generation(self.pipe, self.family, model, len(self._active), given, encoded, (args, kwargs))
-        run.second, self._second = self._second, None
+        run.second = second
         for number, method in enumerate(self._active):
             if method.asks("prepare"):
                 method.prepare(run.context(number))

@@ -720,4 +720,4 @@ def test_numbers_keep_three_digits(value):
 
 
 def test_every_file_that_is_a_bench_is_one():
-    assert bench.names() == ["knobs", "layout", "peers", "perturbation", "semantics", "thrift"]
+    assert bench.names() == ["knobs", "layout", "negative", "peers", "perturbation", "semantics", "thrift"]
