@@ -24,6 +24,7 @@ from diffguide.bench import (
     knobs,
     layout,
     ledger,
+    negative,
     pictures,
     prompts,
     scenes,
@@ -224,6 +225,23 @@ def test_heads_by_lot_are_drawn_five_times_and_stay_the_same(pipe, tmp_path):
     assert len(set(sharp)) == len(sharp) and sharp == [row["sharpness"]["value"] for row in again["rows"]]
     assert all(row["forwards"]["value"] == 6 for row in found["rows"][1:])
     assert {"shape_score", "objects_present"} <= found["rows"][0].keys()
+
+
+def test_what_a_negative_prompt_names_is_counted_apart(pipe):
+    task = negative.prompts()[0]  # and a green square
+    things = {name: Thing(*name.split(), x, 0.5, 0.15) for name, x in (("red circle", 0.3), ("green square", 0.7))}
+    both, other, named = (
+        negative.BENCH.counts(render(Scene("white", tuple(things[n] for n in names))), task)
+        for names in (("red circle", "green square"), ("green square",), ("red circle",))
+    )
+    assert [c["absent"] for c in (both, other, named)] == [0, 1, 0]
+    assert [c["present"] for c in (both, other, named)] == [1, 1, 0] and both["extra"] == named["extra"] == 0
+    assert "1 red circle" in negative.BENCH.note(both) and "red" not in negative.BENCH.note(other)
+    kinds = [p.kinds for p in negative.prompts()]
+    assert len(set(kinds)) == len(kinds) == 40 and not any("red" in k[0] or "circle" in k[0] for k in kinds)
+    found = bench.run_bench("negative", model=pipe, limit=1, seeds=1, steps=2, progress=False)
+    assert found["settings"]["guidance_scale"] == 1.0
+    assert [row["forwards"]["value"] for row in found["rows"]] == [2, 4, 4]
 
 
 def test_without_guidance_there_is_one_row_for_each_picture(pipe):
