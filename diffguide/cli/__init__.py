@@ -200,6 +200,25 @@ def _heads(among: Any, add: Any) -> None:
     p.add_argument("--steps", type=int, default=20, help="denoising steps (default: %(default)s)")
     p.add_argument("--guidance-scale", type=float, default=1.0, help="1 is no classifier-free guidance (default: 1)")
     p.add_argument(
+        "--screen-steps",
+        type=_numbers,
+        default=(),
+        metavar="N,M",
+        help="screen heads with fewer steps first, once or in stages; the best may be lost (default: no screen)",
+    )
+    p.add_argument(
+        "--screen-keep",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of the heads a screen lets through; 1 drops none, and tells what less would lose (default: %(default)s)",
+    )
+    p.add_argument("--ray", action="store_true", help="share the trials among Ray workers, each with its own pipeline")
+    p.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a running cluster, such as auto (default: one on this machine)"
+    )
+    p.add_argument("--workers", type=int, metavar="N", help="of --ray (default: one on each GPU, else one)")
+    p.add_argument(
         "--out",
         default="heads",
         metavar="DIR",
@@ -221,6 +240,10 @@ def _heads(among: Any, add: Any) -> None:
     )
     p.add_argument("--maps", metavar="DIR", help="also write the map of every word into this folder")
     _json(p)
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
 
 
 def _drawing(p: argparse.ArgumentParser) -> None:
