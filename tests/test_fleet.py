@@ -184,6 +184,11 @@ def test_more_workers_than_gpus_are_refused(cluster: str) -> None:
         hunt(print, PLAN, ray=Fleet(workers=2, gpu=True))
 
 
+def test_an_address_is_refused_where_ray_is_at_work_already(cluster: str) -> None:
+    with pytest.raises(SearchError, match="Ray is at work in this process already, so the address 'auto'"):
+        hunt(print, PLAN, ray=Fleet(address="auto"))
+
+
 def test_a_pipeline_is_not_sent_to_workers(source: Callable[[], Any]) -> None:
     with pytest.raises(ParamError, match="a StableDiffusionPipeline cannot be sent to workers"):
         hunt(source(), PLAN, ray=Fleet())

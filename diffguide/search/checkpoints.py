@@ -239,7 +239,7 @@ def _one_of(folder: Path, *files: str) -> Path:
 
 def _open_clip() -> Any:
     try:
-        import open_clip
+        import open_clip  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError:
         raise ModelError("open_clip is not installed: pip install 'diffguide[metrics]'") from None
     return open_clip

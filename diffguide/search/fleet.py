@@ -45,13 +45,17 @@ class Fleet:
         """Actors that each hold `make(how many there are)`, a function that can be pickled.
 
         Raises:
-            SearchError: Ray is not installed, or there is no cluster at the address.
+            SearchError: Ray is not installed, there is no cluster at the address, or this process has one already.
             ParamError: this machine has fewer GPUs than workers that want one.
         """
         ray = _ray()
         begun = not ray.is_initialized()
         if begun:
             self.begin()
+        elif self.address is not None:
+            raise SearchError(
+                f"Ray is at work in this process already, so the address {self.address!r} cannot be taken"
+            )
         try:
             gpus = int(ray.cluster_resources().get("GPU", 0))
             gpu = gpus > 0 if self.gpu is None else self.gpu
@@ -115,7 +119,10 @@ class Crew:
             try:
                 result = self.ray.get(done)
             except self.ray.exceptions.RayTaskError as error:
-                self._idle.append(actor)
+                if job is None:
+                    self._hire()
+                else:
+                    self._idle.append(actor)
                 raise error.cause from None
             except self.ray.exceptions.RayError as error:
                 if job is None:
