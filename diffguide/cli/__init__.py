@@ -187,7 +187,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _heads(among: Any, add: Any) -> None:
     p = add("search", heads_search, "find the heads whose perturbation raises an objective most", among)
-    p.add_argument("--objective", default="sharpness", metavar="NAME", help="what is raised (default: %(default)s)")
+    p.add_argument(
+        "--objective",
+        default="sharpness",
+        metavar="NAME",
+        help="what is raised: a name, style:night, clip:FOLDER, ... (default: %(default)s)",
+    )
     p.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt to judge by; may be repeated")
     p.add_argument("--prompts", metavar="FILE", help="a file with a prompt a line (default: of the embedded world)")
     p.add_argument("--rounds", type=int, default=1, help="how often the best are chosen (default: %(default)s)")
@@ -201,7 +206,7 @@ def _heads(among: Any, add: Any) -> None:
     p.add_argument("--guidance-scale", type=float, default=1.0, help="1 is no classifier-free guidance (default: 1)")
     p.add_argument(
         "--screen-steps",
-        type=_numbers,
+        type=numbers,
         default=(),
         metavar="N,M",
         help="screen heads with fewer steps first, once or in stages; the best may be lost (default: no screen)",
@@ -242,7 +247,8 @@ def _heads(among: Any, add: Any) -> None:
     _json(p)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas."""
     return tuple(int(part) for part in text.split(","))
 
 
