@@ -38,7 +38,7 @@ class ModelError(DiffguideError):
 
 
 class SearchError(DiffguideError):
-    """The state of a search cannot be kept, or is that of another one."""
+    """A search cannot go on: its state cannot be kept or is that of another one, or its workers fail."""
 
 
 class OutputError(DiffguideError):

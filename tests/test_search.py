@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
+from scipy.stats import kendalltau
 
 from diffguide.errors import ParamError, SearchError
 from diffguide.heads import Preset, load, presets
 from diffguide.processors import SoftPAG
 from diffguide.search import Hunt, hunt, named, objectives
-from diffguide.search.headhunter import best, painter, units
 from diffguide.search.heatmap import BETTER, CELL, FAILED, INK, LEFT, SAME, TOP, WORSE, heatmap, shade
 from diffguide.search.objectives import things
+from diffguide.search.ranking import Screen, best, going_on, tau
 from diffguide.search.report import report
+from diffguide.search.state import read
+from diffguide.search.studio import painter, units
 from diffguide.zoo.world import STYLES, Scene, Thing, caption, render
 
 PROMPTS = ("a red circle", "a blue square")
@@ -117,6 +121,11 @@ def test_the_best_are_no_worse_than_the_rest(scores: dict[tuple[int, int], float
         ({"keep": 1.5}, "keep = 1.5 is not a whole number"),
         ({"scale": 99}, "SoftPAG.scale = 99 is outside"),
         ({"objective": "beauty"}, "no objective is called 'beauty' .*brightness"),
+        ({"steps": 4, "screen_steps": (4,)}, r"screen_steps = \(4,\) is outside \[1, 3\]: fewer than the 4 steps"),
+        ({"steps": 4, "screen_steps": (2, 1)}, r"screen_steps = \(2, 1\) do not grow"),
+        ({"screen_keep": 0}, "screen_keep = 0 is outside"),
+        ({"screen_keep": 0.25}, "screen_keep = 0.25 without a screen; give screen_steps"),
+        ({"screen_keep": 1.01}, "screen_keep = 1.01 is outside"),
         ({"layers": "roof"}, "'roof' matches no layer"),
         ({"keep": 8, "rounds": 2}, "14 heads, but 2 rounds are to choose 8 each"),
     ],
@@ -129,6 +138,95 @@ def test_what_cannot_be_searched_is_refused(pipe: Any, more: dict[str, Any], sai
 def test_an_objective_that_gives_too_few_scores_is_told(pipe: Any) -> None:
     with pytest.raises(ParamError, match="the objective gave 1 scores for 2 pictures"):
         hunt(pipe, PLAN, objective=lambda pictures, prompts: [0.0])
+
+
+# Screens.
+
+
+def test_a_screen_sends_its_best_to_the_full_pass(pipe: Any, tmp_path: Path) -> None:
+    plan = Hunt(PROMPTS[:1], rounds=2, keep=1, steps=4, scale=5.0, layers="down", screen_steps=(1, 2), screen_keep=0.6)
+    told: list[tuple[str, int, int]] = []
+    found = hunt(pipe, plan, objective=red, folder=tmp_path, tell=lambda *t: told.append(t))
+    draw, chosen = painter(pipe, plan), []
+    for number, full in enumerate(found.rounds):
+        left = [unit for unit in units(pipe, "down") if unit not in chosen]
+        for steps, screen in zip((1, 2), found.screens[2 * number :], strict=False):
+            scores = {unit: red(draw([*chosen, unit], steps), PROMPTS)[0] for unit in left}
+            assert screen == Screen(number, steps, scores, best(scores, math.ceil(0.6 * len(left))))
+            left = sorted(screen.kept)
+        assert full == {unit: red(draw([*chosen, unit]), PROMPTS)[0] for unit in left}
+        chosen += best(full, 1)
+    assert found.heads == chosen
+    # four heads of which three and two go on, then three of which two and two
+    assert plan.trials(4) == 1 + (4 + 3 + 2) + (3 + 2 + 2) == told[-1][1] == len(read(tmp_path))
+    assert [t[1] for t in told] == [*range(17), 17]
+    assert pq.read_table(tmp_path / "trials.parquet")["steps"].to_pylist()[:6] == [None, 1, 1, 1, 1, 2]
+
+
+def test_a_screen_that_was_stopped_goes_on(pipe: Any, tmp_path: Path) -> None:
+    plan = Hunt(PROMPTS[:1], keep=1, steps=3, layers="down", screen_steps=(1,))
+    asked = []
+
+    def counted(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        asked.append(1)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return red(pictures, prompts)
+
+    with pytest.raises(KeyboardInterrupt):
+        hunt(pipe, plan, objective=counted, folder=tmp_path)
+    found = hunt(pipe, plan, objective=counted, folder=tmp_path)
+    assert len(asked) == plan.trials(4) + 1 and found == hunt(pipe, plan, objective=red)
+
+
+def test_a_screen_that_drops_none_finds_what_no_screen_finds(pipe: Any) -> None:
+    plan = Hunt(PROMPTS[:1], keep=1, steps=3, layers="down")
+    found = hunt(pipe, replace(plan, screen_steps=(1,), screen_keep=1.0), objective=red)
+    assert replace(found, screens=[]) == hunt(pipe, plan, objective=red)
+    assert found.screened[0] in report(plan, found) and "4 of 4 heads went on" in found.screened[0]
+
+
+def test_a_search_without_screens_is_kept_as_before_there_were_any(pipe: Any, tmp_path: Path) -> None:
+    plan = Hunt(PROMPTS[:1], keep=1, steps=2, layers="mid")
+    found = hunt(pipe, plan, objective=red, folder=tmp_path)
+    assert not [key for key in json.loads((tmp_path / "search.json").read_text()) if key.startswith("screen")]
+    assert "steps" not in (tmp_path / "trials.jsonl").read_text()
+    with pytest.raises(SearchError, match="has a search with other screen_steps, screen_keep"):
+        hunt(pipe, replace(plan, screen_steps=(1,)), objective=red, folder=tmp_path)
+    assert hunt(pipe, plan, objective=red, folder=tmp_path) == found
+
+
+def test_what_a_screen_would_have_lost_is_told() -> None:
+    order = [(0, head) for head in range(8)]
+    full = {unit: -float(unit[1]) for unit in order}
+    screen = Screen(1, 5, {unit: -float((unit[1] + 5) % 8) for unit in order}, order)
+    assert screen.ranks(order[:2]) == [6, 7]  # heads 3 to 7 come first, then 0 and 1
+    text = screen.told(full, order[:2])
+    assert "Screen of 5 steps, round 2: 8 of 8 heads went on" in text and "the chosen ranked 6, 7 in it" in text
+    assert "Of the 2 chosen it would have kept with 25% 0, with 50% 0; all of them with 88%" in text
+    right = Screen(1, 5, full, order).told(full, order[:2])
+    assert "would have kept with 25% 2, with 50% 2; all of them with 25%" in right and "of them 1.00" in right
+    some = {unit: full[unit] for unit in order[:4]}
+    assert "not known; --screen-keep 1 measures it" in Screen(1, 5, full, order[:4]).told(some, order[:2])
+
+
+SCORES = st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=12)
+
+
+@given(SCORES)
+def test_tau_is_kendalls(pairs: list[tuple[int, int]]) -> None:
+    a, b = ({(0, n): float(pair[side]) for n, pair in enumerate(pairs)} for side in (0, 1))
+    x, y = zip(*pairs, strict=True)
+    wanted = kendalltau(x, y).statistic if len(set(x)) > 1 and len(set(y)) > 1 else math.nan
+    assert tau(a, b) == pytest.approx(wanted, nan_ok=True)
+    assert tau(a | {(1, 0): math.nan, (1, 1): 1.0}, b | {(1, 0): 1.0}) == pytest.approx(wanted, nan_ok=True)
+
+
+@given(st.integers(1, 2000), st.floats(1e-6, 1), st.integers(1, 30))
+def test_a_screen_keeps_its_share_and_as_many_as_are_chosen(heads: int, share: float, least: int) -> None:
+    kept = going_on(heads, share, least)
+    assert min(heads, least) <= kept <= heads and kept >= share * heads - 1e-9
+    assert kept == min(heads, least) or kept < share * heads + 1
 
 
 # What is made of it.

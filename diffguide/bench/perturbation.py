@@ -21,8 +21,8 @@ from diffguide.bench.prompts import Prompt
 from diffguide.bench.semantics import SemanticsBench, read
 from diffguide.bench.statistics import Interval
 from diffguide.errors import ParamError
-from diffguide.search.headhunter import units
 from diffguide.search.objectives import sharpness
+from diffguide.search.studio import units
 from diffguide.zoo.detector import detect
 
 __all__ = ["BENCH", "OPTIONS", "check", "run"]

@@ -187,7 +187,12 @@ def parser() -> argparse.ArgumentParser:
 
 def _heads(among: Any, add: Any) -> None:
     p = add("search", heads_search, "find the heads whose perturbation raises an objective most", among)
-    p.add_argument("--objective", default="sharpness", metavar="NAME", help="what is raised (default: %(default)s)")
+    p.add_argument(
+        "--objective",
+        default="sharpness",
+        metavar="NAME",
+        help="what is raised: a name, style:night, clip:FOLDER, ... (default: %(default)s)",
+    )
     p.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt to judge by; may be repeated")
     p.add_argument("--prompts", metavar="FILE", help="a file with a prompt a line (default: of the embedded world)")
     p.add_argument("--rounds", type=int, default=1, help="how often the best are chosen (default: %(default)s)")
@@ -199,6 +204,25 @@ def _heads(among: Any, add: Any) -> None:
     p.add_argument("--scope", default="joint", help="of joint attention (default: %(default)s)")
     p.add_argument("--steps", type=int, default=20, help="denoising steps (default: %(default)s)")
     p.add_argument("--guidance-scale", type=float, default=1.0, help="1 is no classifier-free guidance (default: 1)")
+    p.add_argument(
+        "--screen-steps",
+        type=numbers,
+        default=(),
+        metavar="N,M",
+        help="screen heads with fewer steps first, once or in stages; the best may be lost (default: no screen)",
+    )
+    p.add_argument(
+        "--screen-keep",
+        type=float,
+        default=0.5,
+        metavar="SHARE",
+        help="of the heads a screen lets through; 1 drops none, and tells what less would lose (default: %(default)s)",
+    )
+    p.add_argument("--ray", action="store_true", help="share the trials among Ray workers, each with its own pipeline")
+    p.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a running cluster, such as auto (default: one on this machine)"
+    )
+    p.add_argument("--workers", type=int, metavar="N", help="of --ray (default: one on each GPU, else one)")
     p.add_argument(
         "--out",
         default="heads",
@@ -221,6 +245,11 @@ def _heads(among: Any, add: Any) -> None:
     )
     p.add_argument("--maps", metavar="DIR", help="also write the map of every word into this folder")
     _json(p)
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers between commas."""
+    return tuple(int(part) for part in text.split(","))
 
 
 def _drawing(p: argparse.ArgumentParser) -> None:

@@ -1,11 +1,16 @@
 """Commands about heads: search them, look at what was found, draw with it."""
 
 import argparse
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from diffguide.cli.drawing import check_writable, quiet
 from diffguide.cli.terminal import print_json, tell
 from diffguide.errors import ParamError
+
+if TYPE_CHECKING:
+    from diffguide.search import Fleet
 
 PROMPTS = 5  # of the embedded world, unless others are given
 
@@ -29,21 +34,29 @@ def heads_search(options: argparse.Namespace) -> None:
         steps=options.steps,
         guidance_scale=options.guidance_scale,
         layers=options.layers,
+        screen_steps=options.screen_steps,
+        screen_keep=options.screen_keep,
         **settings,
     )
+    ray = fleet(options)
     check_writable(folder / "search.json")
     quiet(options.model)
     from diffguide.pipelines.source import load
 
-    pipe = load(options.model, options.dtype, options.device)
+    model = Path(options.model).expanduser()
+    # workers stand in other folders
+    source = partial(load, str(model.resolve() if model.is_dir() else options.model), options.dtype, options.device)
+    pipe = source if ray else source()
     with tqdm(unit="trial", disable=None) as bar:
 
         def said(text: str, done: int, of: int) -> None:
+            if bar.total is None:
+                bar.initial = bar.n = done  # trials of an earlier run say nothing about the pace of this one
             bar.total = of
             bar.set_description(text)
             bar.update(done - bar.n)
 
-        found = hunt(pipe, plan, folder=folder, tell=said)
+        found = hunt(pipe, plan, folder=folder, tell=said, ray=ray)
     how = f"diffguide heads search, {options.objective}, {len(plan.prompts)} prompts, {plan.rounds} x {plan.keep}"
     preset = Preset(found.text, options.model, options.objective, how, settings)
     preset.save(folder / "preset.json")
@@ -51,12 +64,29 @@ def heads_search(options: argparse.Namespace) -> None:
     (folder / "report.md").write_text(report(plan, found), encoding="utf-8")
     if options.json:
         rounds = [{f"L{a}H{b}": v for (a, b), v in each.items()} for each in found.rounds]
-        print_json({"heads": found.text, "plain": found.plain, "best": found.best, "rounds": rounds})
+        told = {"heads": found.text, "plain": found.plain, "best": found.best, "rounds": rounds}
+        print_json(told | {"screens": found.screened})
         return
+    for text in found.screened:
+        tell(text)
     tell(f"{options.objective}: plain {found.plain:.4g}, the best trial {max(found.best):.4g}")
     print(found.text)
     for name in ("preset.json", "heads.png", "report.md"):
         print(folder / name)
+
+
+def fleet(options: argparse.Namespace) -> "Fleet | None":
+    """The workers that were asked for on the command line; None where the search is to stay in this process."""
+    from diffguide.search import Fleet
+
+    if not options.ray and options.ray_address is None:
+        if options.workers is not None:
+            raise ParamError("--workers is of --ray; add it")
+        return None
+    kind, _, number = (options.device or "").partition(":")
+    if number:
+        raise ParamError(f"--device {options.device}: each worker has a device of its own; say {kind}")
+    return Fleet(options.workers, options.ray_address, gpu=kind == "cuda" if kind else None)
 
 
 def prompts(options: argparse.Namespace) -> list[str]:

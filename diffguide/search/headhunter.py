@@ -4,76 +4,22 @@ D. Ahn et al., "Where and how to perturb", NeurIPS 2025, arXiv 2506.10978, algor
 is left is tried beside those chosen so far, on fixed prompts and seeds, and the best few are chosen.
 """
 
-import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 
 from diffguide.errors import ParamError
-from diffguide.family import of_pipe, sites_of
-from diffguide.guide import Guide
-from diffguide.method import Param
-from diffguide.processors import SoftPAG
+from diffguide.search.fleet import Crew, Fleet, Solo
 from diffguide.search.objectives import Objective, named
-from diffguide.search.state import Job, State
-from diffguide.site import Site
-from diffguide.zoo import no_zeros
-
-Unit = tuple[int, int]  # layer, head
-Draw = Callable[[Sequence[Unit]], Sequence[Image.Image]]
-
-
-@dataclass(frozen=True)
-class Hunt:
-    """What is searched.
-
-    Attributes:
-        prompts: one for each picture that a head is judged by.
-        seeds: of the noise, one for each prompt.
-        objective: the name of an objective, or what stands for one in the state's file.
-        rounds: R, how often the best heads are chosen.
-        keep: k, how many at a time.
-        scale: w of SoftPAG.
-        blend: u; 1 makes each head's effect plain, lower it afterwards.
-        target, scope: of SoftPAG.
-        steps: denoising steps.
-        guidance_scale: of classifier-free guidance; 1 is none, as in the paper's search.
-        layers: heads of these layers alone (names as SoftPAG takes them); all by default.
-    """
-
-    prompts: tuple[str, ...]
-    seeds: tuple[int, ...] = ()
-    objective: str = "sharpness"
-    rounds: int = 1
-    keep: int = 3
-    scale: float = 3.0
-    blend: float = 1.0
-    target: str = "identity"
-    scope: str = "joint"
-    steps: int = 20
-    guidance_scale: float = 1.0
-    layers: str = "all"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "prompts", tuple(self.prompts))
-        object.__setattr__(self, "seeds", tuple(self.seeds) or tuple(range(len(self.prompts))))
-        if not self.prompts:
-            raise ParamError("Hunt.prompts is empty; give one prompt or more")
-        if len(self.seeds) != len(self.prompts):
-            raise ParamError(f"Hunt.seeds: {len(self.seeds)} of them for {len(self.prompts)} prompts; give one each")
-        for name in ("rounds", "keep", "steps"):
-            Param(name, int, 1, "whole and at least 1", 1, None).check("Hunt", getattr(self, name))
-        Param("guidance_scale", float, 1.0, "of classifier-free guidance", 0, 100).check("Hunt", self.guidance_scale)
-        self.method([])  # checks its own
-
-    def method(self, heads: Sequence[Unit]) -> SoftPAG:
-        """The perturbation of these heads."""
-        return SoftPAG(scale=self.scale, heads=heads, blend=self.blend, target=self.target, scope=self.scope)  # type: ignore[arg-type]
+from diffguide.search.plan import Hunt
+from diffguide.search.ranking import Screen, best, going_on
+from diffguide.search.state import Job, State, Trial, Unit
+from diffguide.search.studio import Studio, open_studio
 
 
 @dataclass(frozen=True)
@@ -83,19 +29,30 @@ class Result:
     Attributes:
         heads: the chosen ones, in the order of their choice.
         plain: the score without perturbation.
-        rounds: for each round the score of every head that was tried, beside those chosen before.
+        rounds: for each round the score of every head that was tried in full, beside those chosen before.
         best: the score of the best trial of each round.
+        screens: in the order in which heads passed them.
     """
 
     heads: list[Unit]
     plain: float
     rounds: list[dict[Unit, float]]
     best: list[float]
+    screens: list[Screen] = field(default_factory=list)
 
     @property
     def text(self) -> str:
         """The heads as SoftPAG takes them."""
         return ",".join(f"L{layer}H{head}" for layer, head in self.heads)
+
+    @property
+    def screened(self) -> list[str]:
+        """What is known of each screen: how far its order was that of the full pass, and what it cost or saved."""
+        share = len(self.heads) // len(self.rounds)
+        return [
+            each.told(self.rounds[each.round], self.heads[each.round * share : (each.round + 1) * share])
+            for each in self.screens
+        ]
 
 
 def hunt(
@@ -105,81 +62,66 @@ def hunt(
     objective: Objective | None = None,
     folder: Path | None = None,
     tell: Callable[[str, int, int], None] = lambda text, done, of: None,
+    ray: Fleet | None = None,
 ) -> Result:
     """Search the heads of a pipeline's denoiser.
 
     Args:
-        pipe: a diffusers pipeline of a known family; it is left as it was.
+        pipe: a diffusers pipeline of a known family; it is left as it was. With `ray` a function that makes one, such
+            as `partial(load, "shapes-unet")`, which each worker calls.
         plan: what is searched.
-        objective: scores of pictures, in place of the one that the plan names.
+        objective: scores of pictures, in place of the one that the plan names; with `ray` it must be picklable.
         folder: where the state is kept; a search that was stopped goes on there, whatever stopped it.
         tell: is told what is being tried, how many trials are done, and how many there are.
+        ray: workers that share the trials; None tries one after the other here. What is found is the same.
 
     Raises:
         ParamError: the objective or a layer is unknown, or there are fewer heads than are to be chosen.
-        SearchError: the folder has the state of another search.
+        SearchError: the folder has the state of another search, Ray is missing, or a trial ends every worker.
     """
     judge = objective or named(plan.objective)
-    draw = painter(pipe, plan)
-    pool = units(pipe, plan.layers)
-    if len(pool) < plan.rounds * plan.keep:
-        raise ParamError(f"{len(pool)} heads, but {plan.rounds} rounds are to choose {plan.keep} each; choose fewer")
-    state = State(folder, {**asdict(plan), "heads": pool})
-    total = 1 + sum(len(pool) - r * plan.keep for r in range(plan.rounds))
+    with _crew(pipe, plan, judge, ray) as crew:
+        ((_, pool),) = crew.run(Studio.pool, ["the list of heads"])
+        if len(pool) < plan.rounds * plan.keep:
+            raise ParamError(
+                f"{len(pool)} heads, but {plan.rounds} rounds are to choose {plan.keep} each; choose fewer"
+            )
+        state, total = State(folder, {**plan.record(), "heads": pool}), plan.trials(len(pool))
 
-    def trial(number: int, heads: Sequence[Unit], unit: Unit | None) -> float:
-        if (job := state.find(number, unit)) is None:
-            tell("plain" if unit is None else f"round {number + 1}, L{unit[0]}H{unit[1]}", len(state.jobs), total)
-            began = time.perf_counter()
-            scores = [float(s) for s in judge(draw([*heads, *([unit] if unit else [])]), plan.prompts)]
-            if len(scores) != len(plan.prompts):
-                raise ParamError(f"the objective gave {len(scores)} scores for {len(plan.prompts)} pictures")
-            job = Job(number, unit, scores, time.perf_counter() - began)
-            state.add(job)
-        return job.score
+        def scores(number: int, beside: list[Unit], heads: Sequence[Any], steps: int | None = None) -> dict[Any, float]:
+            trials = [Trial(number, head, tuple(beside), steps) for head in heads]
+            left = [trial for trial in trials if state.find(trial) is None]
+            done = crew.run(Studio.attempt, left, lambda trial: tell(str(trial), len(state.jobs), total))
+            for trial, (each, seconds) in done:
+                state.add(Job(trial.round, trial.unit, each, seconds, steps))
+            return {trial.unit: state.jobs[trial.key].score for trial in trials}
 
-    plain = trial(-1, [], None)
-    chosen: list[Unit] = []
-    rounds: list[dict[Unit, float]] = []
-    for number in range(plan.rounds):
-        rounds.append({unit: trial(number, chosen, unit) for unit in pool if unit not in chosen})
-        chosen += best(rounds[-1], plan.keep)
+        plain = scores(-1, [], [None])[None]
+        chosen: list[Unit] = []
+        rounds: list[dict[Unit, float]] = []
+        screens: list[Screen] = []
+        for number in range(plan.rounds):
+            left = [unit for unit in pool if unit not in chosen]
+            for steps in plan.screen_steps:
+                cheap = scores(number, chosen, left, steps)
+                kept = best(cheap, going_on(len(left), plan.screen_keep, plan.keep))
+                screens.append(Screen(number, steps, cheap, kept))
+                left = sorted(kept)
+            rounds.append(scores(number, chosen, left))
+            chosen += best(rounds[-1], plan.keep)
     tell("done", total, total)
-    return Result(chosen, plain, rounds, [each[best(each, 1)[0]] for each in rounds])
+    return Result(chosen, plain, rounds, [each[best(each, 1)[0]] for each in rounds], screens)
 
 
-def best(scores: dict[Unit, float], count: int) -> list[Unit]:
-    """The heads of the highest scores; of equal ones the first layer, then the first head. What failed comes last."""
-    return sorted(scores, key=lambda unit: (-scores[unit] if math.isfinite(scores[unit]) else math.inf, unit))[:count]
-
-
-def units(pipe: Any, layers: str = "all") -> list[Unit]:
-    """Every head of these layers, in order; raises ParamError where a name matches none."""
-    method = SoftPAG(heads=layers)
-    return sorted((site.number, head) for site in method.where(_sites(pipe)) for head in method.at(site))
-
-
-def _sites(pipe: Any) -> list[Site]:
-    family, attribute = of_pipe(pipe)
-    return sites_of(family, getattr(pipe, attribute))
-
-
-def painter(pipe: Any, plan: Hunt) -> Draw:
-    """Draws the plan's pictures with some heads perturbed, each from its own noise."""
-
-    def draw(heads: Sequence[Unit]) -> Sequence[Image.Image]:
-        bars = dict(getattr(pipe, "_progress_bar_config", {}))
-        pipe.set_progress_bar_config(disable=True)
-        try:
-            with Guide(pipe, plan.method(heads)):
-                return pipe(
-                    list(plan.prompts),
-                    num_inference_steps=plan.steps,
-                    guidance_scale=plan.guidance_scale,
-                    generator=[torch.Generator("cpu").manual_seed(seed) for seed in plan.seeds],
-                    **no_zeros(pipe),
-                ).images
-        finally:
-            pipe.set_progress_bar_config(**bars)
-
-    return draw
+@contextmanager
+def _crew(pipe: Any, plan: Hunt, judge: Objective, ray: Fleet | None) -> Iterator[Crew | Solo]:
+    if ray is None:
+        yield Solo(Studio(pipe, plan, judge))
+        return
+    if not callable(pipe) or hasattr(pipe, "components"):
+        raise ParamError(
+            f"a {type(pipe).__name__} cannot be sent to workers; give a function that makes the pipeline, such as "
+            "partial(diffguide.pipelines.source.load, NAME)"
+        )
+    with ray.crew(partial(open_studio, pipe, plan, judge, torch.get_num_threads())) as crew:
+        yield crew

@@ -1,6 +1,7 @@
 """What a search looks for: functions of pictures and their prompts that give a score each, more being better.
 
-Each public function of this file is an objective by its name. Any callable of the same form will do.
+Each public function of this file is an objective by its name; those of `WITH_ARGUMENT` want one behind a colon. Any
+callable of the same form will do.
 """
 
 import inspect
@@ -14,9 +15,11 @@ from PIL import Image
 from diffguide.errors import ParamError
 from diffguide.planning import read
 from diffguide.zoo.detector import detect, score
+from diffguide.zoo.styles import STYLE_NAMES, style_probabilities
 from diffguide.zoo.world import COLORS, SHAPES, plural
 
 Objective = Callable[[Sequence[Image.Image], Sequence[str]], Sequence[float]]
+WITH_ARGUMENT = {"style": "STYLE", "clip": "FOLDER", "hps": "FOLDER", "pickscore": "FOLDER", "aesthetic": "FOLDER"}
 
 
 def brightness(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
@@ -66,11 +69,41 @@ def objectives() -> dict[str, Objective]:
     return {n: f for n, f in public if [*inspect.signature(f).parameters] == ["pictures", "prompts"]}
 
 
+class Style:
+    """Of the embedded world: the probability, 0 to 1, that a picture is drawn in a style, as the zoo reads it.
+
+    `style` is "night", "fog", "sketch" or "plain"; raises ParamError for others.
+    """
+
+    def __init__(self, style: str) -> None:
+        if style not in STYLE_NAMES:
+            raise ParamError(f"no style is called {style!r:.60} (known: {', '.join(STYLE_NAMES)})")
+        self.place = STYLE_NAMES.index(style)
+
+    def __call__(self, pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+        return [float(style_probabilities(picture)[self.place]) for picture in pictures]
+
+
 def named(name: str) -> Objective:
-    """The objective of this name; raises ParamError with the known ones."""
+    """The objective of this name, such as "sharpness", "style:night" or "clip:FOLDER".
+
+    Raises:
+        ParamError: there is none of this name, or its argument is missing or unknown.
+        ModelError: the folder is not there, or does not hold such a model.
+    """
+    kind, _, argument = name.partition(":")
+    if kind in WITH_ARGUMENT:
+        if not argument:
+            raise ParamError(f"the objective {kind} wants an argument: {kind}:{WITH_ARGUMENT[kind]}")
+        if kind == "style":
+            return Style(argument)
+        from diffguide.search import checkpoints
+
+        return getattr(checkpoints, kind)(argument)
     known = objectives()
     if name not in known:
-        raise ParamError(f"no objective is called {name!r:.60} (known: {', '.join(known)})")
+        every = [*known, *(f"{kind}:{what}" for kind, what in WITH_ARGUMENT.items())]
+        raise ParamError(f"no objective is called {name!r:.60} (known: {', '.join(every)})")
     return known[name]
 
 

@@ -1,6 +1,7 @@
 """What a search found, as a page."""
 
-from diffguide.search.headhunter import Hunt, Result
+from diffguide.search.headhunter import Result
+from diffguide.search.plan import Hunt
 
 
 def report(plan: Hunt, found: Result) -> str:
@@ -16,6 +17,7 @@ def report(plan: Hunt, found: Result) -> str:
         "",
         "![scores of single heads](heads.png)",
     ]
+    lines += [f"\n{text}" for text in found.screened]
     for number, scores in enumerate(found.rounds):
         ordered = sorted(scores.items(), key=lambda item: -item[1])
         lines += ["", f"## Round {number + 1}", "", "| head | score | to plain |", "|---|---|---|"]

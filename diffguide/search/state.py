@@ -12,17 +12,50 @@ from typing import Any
 from diffguide.errors import SearchError
 from diffguide.files import write_atomically
 
-Unit = tuple[int, int]
+Unit = tuple[int, int]  # layer, head
+Key = tuple[int, Unit | None, int | None]  # round, layer and head, steps if fewer
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A head beside those chosen before its round; in round -1 none at all.
+
+    `steps` is None where the pictures have as many as the search says, fewer where heads are screened.
+    """
+
+    round: int
+    unit: Unit | None
+    beside: tuple[Unit, ...] = ()
+    steps: int | None = None
+
+    def __str__(self) -> str:
+        if self.unit is None:
+            return "plain"
+        layer, head = self.unit
+        return f"round {self.round + 1}, L{layer}H{head}" + (f", {self.steps} steps" if self.steps else "")
+
+    @property
+    def heads(self) -> list[Unit]:
+        return [*self.beside, *([self.unit] if self.unit else [])]
+
+    @property
+    def key(self) -> Key:
+        return self.round, self.unit, self.steps
 
 
 @dataclass(frozen=True)
 class Job:
-    """One trial: a head beside those chosen before its round, or, in round -1, none at all."""
+    """A trial that was done."""
 
     round: int
     unit: Unit | None
     scores: list[float]
     seconds: float
+    steps: int | None = None
+
+    @property
+    def key(self) -> Key:
+        return self.round, self.unit, self.steps
 
     @property
     def score(self) -> float:
@@ -49,7 +82,7 @@ class State:
             else:
                 text = json.dumps(plan, indent=2)
                 write_atomically(file, lambda out: out.write(text.encode()))
-            self.jobs: dict[tuple[int, Unit | None], Job] = {(j.round, j.unit): j for j in read(folder)}
+            self.jobs: dict[Key, Job] = {job.key: job for job in read(folder)}
             # written anew: a search that was killed may have left half a line
             lines = "".join(_line(job) for job in self.jobs.values())
             write_atomically(folder / "trials.jsonl", lambda out: out.write(lines.encode()))
@@ -67,12 +100,12 @@ class State:
                 f"{file.parent} has a search with other {', '.join(other)}; name another folder, or remove it"
             )
 
-    def find(self, number: int, unit: Unit | None) -> Job | None:
-        return self.jobs.get((number, unit))
+    def find(self, trial: Trial) -> Job | None:
+        return self.jobs.get(trial.key)
 
     def add(self, job: Job) -> None:
         """Keep a trial; it is on the disk when this returns."""
-        self.jobs[job.round, job.unit] = job
+        self.jobs[job.key] = job
         if self.folder is None:
             return
         with (self.folder / "trials.jsonl").open("a", encoding="utf-8") as file:
@@ -93,6 +126,7 @@ class State:
             "round": pa.array([j.round for j in jobs], pa.int32()),
             "layer": pa.array([j.unit[0] if j.unit else None for j in jobs], pa.int32()),
             "head": pa.array([j.unit[1] if j.unit else None for j in jobs], pa.int32()),
+            "steps": pa.array([j.steps for j in jobs], pa.int32()),
             "score": pa.array([j.score for j in jobs], pa.float64()),
             "scores": pa.array([j.scores for j in jobs], pa.list_(pa.float64())),
             "seconds": pa.array([j.seconds for j in jobs], pa.float64()),
@@ -107,7 +141,8 @@ def read(folder: Path) -> list[Job]:
         try:
             got = json.loads(line)
             scores = [math.nan if s is None else float(s) for s in got["scores"]]
-            jobs.append(Job(got["round"], tuple(got["unit"]) if got["unit"] else None, scores, got["seconds"]))
+            unit = tuple(got["unit"]) if got["unit"] else None
+            jobs.append(Job(got["round"], unit, scores, got["seconds"], got.get("steps")))
         except (ValueError, KeyError, TypeError):
             break
     return jobs
@@ -115,4 +150,5 @@ def read(folder: Path) -> list[Job]:
 
 def _line(job: Job) -> str:
     scores = [s if math.isfinite(s) else None for s in job.scores]
-    return json.dumps({"round": job.round, "unit": job.unit, "scores": scores, "seconds": job.seconds}) + "\n"
+    steps = {} if job.steps is None else {"steps": job.steps}
+    return json.dumps({"round": job.round, "unit": job.unit, **steps, "scores": scores, "seconds": job.seconds}) + "\n"
