@@ -18,7 +18,7 @@ _HOMES = {
     "plan": "planning",
     "Method": "method",
     "param": "method",
-    "register_family": "family",
+    "register_family": "registry",
     "AttachError": "errors",
     "DiffguideError": "errors",
     "FamilyError": "errors",

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from diffguide.errors import FamilyError, OutputError
-from diffguide.family import ABILITIES, Family, families, refused
+from diffguide.family import ABILITIES, Family
+from diffguide.registry import families, refused
 
 BEGIN, END = "<!-- families: written by `diffguide families --page` -->", "<!-- /families -->"
 

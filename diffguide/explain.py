@@ -7,11 +7,12 @@ from torch import nn
 
 from diffguide import passes
 from diffguide.descent import PLAIN, Thrift
-from diffguide.family import Family, bare, sites_of
+from diffguide.family import Family, bare
 from diffguide.footprint import gradient_memory
 from diffguide.maps import Watch
 from diffguide.method import Method
 from diffguide.refusals import before, refusals
+from diffguide.registry import sites_of
 from diffguide.site import Grid, Site
 
 

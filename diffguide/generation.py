@@ -8,12 +8,13 @@ from torch import Tensor
 
 from diffguide import stepping
 from diffguide.errors import AttachError, PromptError
-from diffguide.family import LARGE, Arguments, Batch, Encoding, Family, in_turn, is_modular, sites_of
+from diffguide.family import LARGE, Arguments, Batch, Encoding, Family, in_turn, is_modular
 from diffguide.maps import Maps
 from diffguide.method import Context, Method
 from diffguide.passes import Wishes
 from diffguide.prefix import Prefix
 from diffguide.processors.steered import check_processor
+from diffguide.registry import sites_of
 from diffguide.second_prompt import SecondPrompt
 from diffguide.site import Call
 

@@ -18,7 +18,7 @@ from diffguide.combination import recombined
 from diffguide.descent import Thrift, descend
 from diffguide.errors import AttachError
 from diffguide.explain import Plan, explain
-from diffguide.family import bare, denoisers, of_pipe
+from diffguide.family import bare
 from diffguide.generation import Generation, OnRows
 from diffguide.hearing import Hearing
 from diffguide.maps import Maps
@@ -26,6 +26,7 @@ from diffguide.method import Method
 from diffguide.prefix import Prefix
 from diffguide.processors.steered import chain
 from diffguide.refusals import refusals, unfit
+from diffguide.registry import denoisers, of_pipe
 from diffguide.report import Report
 from diffguide.second_prompt import ROWS, asking, given_states
 from diffguide.site import Site

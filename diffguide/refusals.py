@@ -7,9 +7,10 @@ from torch import nn
 from diffguide import caches, passes
 from diffguide.descent import PLAIN, Thrift
 from diffguide.errors import AttachError
-from diffguide.family import OF_KIND, Family, bare, denoisers, is_modular, of_model, sites_of
+from diffguide.family import OF_KIND, Family, bare, is_modular
 from diffguide.method import Context, Method
 from diffguide.processors.steered import check_processor
+from diffguide.registry import denoisers, of_model, sites_of
 from diffguide.site import Grid, Site, in_layers
 
 WITHOUT = "leave out checkpointing=True and call disable_gradient_checkpointing() on the denoiser"

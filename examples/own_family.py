@@ -5,7 +5,8 @@ from typing import Any
 from diffusers import AuraFlowTransformer2DModel
 
 import diffguide as dg
-from diffguide.family import Batch, blank, of_model, third, together
+from diffguide.family import Batch, blank, third, together
+from diffguide.registry import of_model
 from diffguide.site import Site
 
 

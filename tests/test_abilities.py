@@ -12,10 +12,11 @@ from tiny_models import MODELS
 
 from diffguide import Guide, abilities, cli
 from diffguide.errors import DiffguideError, OutputError
-from diffguide.family import ABILITIES, families, of_model, refused
+from diffguide.family import ABILITIES
 from diffguide.maps import Maps, Watch
 from diffguide.method import Context, Method, param
 from diffguide.processors import NAG, PAG, CaptureMaps
+from diffguide.registry import families, of_model, refused
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -142,7 +143,7 @@ def test_every_ability_has_a_trial_and_no_family_lacks_what_there_is_not() -> No
 def test_every_denoiser_of_the_table_has_a_small_model_with_the_kinds_of_attention_it_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("diffguide.family._registered", [])
+    monkeypatch.setattr("diffguide.registry._registered", [])
     kinds: dict[str, set[str]] = {}
     for build in MODELS.values():
         model = build()
@@ -155,7 +156,7 @@ def test_every_denoiser_of_the_table_has_a_small_model_with_the_kinds_of_attenti
 
 
 def test_the_page_shows_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffguide.family._registered", [])
+    monkeypatch.setattr("diffguide.registry._registered", [])
     text = PAGE.read_text(encoding="utf-8")
     shown = text.partition(abilities.BEGIN)[2].partition(abilities.END)[0].strip()
     assert shown == abilities.markdown(), "write it again: diffguide families --page docs/families.md"

@@ -38,7 +38,7 @@ def test_a_method_of_ones_own() -> None:
 
 def test_a_family_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """The example's AuraFlow: every image token's attention to words, to itself and to the learned tokens."""
-    monkeypatch.setattr("diffguide.family._registered", [])
+    monkeypatch.setattr("diffguide.registry._registered", [])
     family = runpy.run_path(str(FOLDER / "own_family.py"))["AuraFlow"]()
     torch.manual_seed(0)
     model = AuraFlowTransformer2DModel(

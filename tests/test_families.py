@@ -10,7 +10,8 @@ from tiny_models import MODELS
 
 from diffguide import passes
 from diffguide.errors import FamilyError
-from diffguide.family import Family, of_model, register_family
+from diffguide.family import Family
+from diffguide.registry import of_model, register_family
 
 # diffusers' own Chroma imports it the old way
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
@@ -185,7 +186,7 @@ def test_a_family_of_ones_own_is_known_after_it_is_registered(monkeypatch: pytes
     with pytest.raises(FamilyError, match="must subclass Family"):
         register_family(Denoiser)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("diffguide.family._registered", [])
+    monkeypatch.setattr("diffguide.registry._registered", [])
 
     @register_family
     class Whole(Own):

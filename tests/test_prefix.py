@@ -10,9 +10,9 @@ from probes import Through, apart
 from test_family_pipelines import call
 from tiny_pipes import PIPES, built
 
-from diffguide.family import of_model, sites_of
 from diffguide.guide import Guide
 from diffguide.processors import PAG, SEG, SoftPAG
+from diffguide.registry import of_model, sites_of
 from diffguide.site import Site
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")

@@ -15,8 +15,8 @@ import torch
 from meta_models import without_memory
 
 from diffguide import AttendExcite, CaptureMaps, Guide
-from diffguide.family import of_model, sites_of
 from diffguide.footprint import gradient_memory
+from diffguide.registry import of_model, sites_of
 
 HALF, BRAIN = torch.float16, torch.bfloat16
 

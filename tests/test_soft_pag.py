@@ -15,10 +15,10 @@ from tiny_pipes import PIPES, built
 from torch import Tensor, nn
 
 from diffguide.errors import AttachError, ParamError, SteeringError
-from diffguide.family import of_model, sites_of
 from diffguide.guide import Guide
 from diffguide.perturbation import SCOPES, TARGETS, replaced
 from diffguide.processors import PAG, SoftPAG
+from diffguide.registry import of_model, sites_of
 from diffguide.site import Call, Site
 
 EXACT = 1e-12

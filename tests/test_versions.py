@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from diffguide import PAG, Guide, cli, versions
 from diffguide.errors import DiffguideError, FamilyError
-from diffguide.family import of_model, sites_of
+from diffguide.registry import of_model, sites_of
 
 PYPROJECT = Path(__file__).parents[1] / "pyproject.toml"
 

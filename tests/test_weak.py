@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from diffguide import stepping
 from diffguide.blocks import BlockCall, blocks
 from diffguide.errors import AttachError, ParamError, SteeringError
-from diffguide.family import of_model, sites_of
 from diffguide.guide import Guide
 from diffguide.pipelines.modular import WeakGuidance
 from diffguide.processors import PAG, SAG, TPG, AutoGuidance, SkipLayer
+from diffguide.registry import of_model, sites_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")
 WHOLE = {"window": (0.0, 1.0)}

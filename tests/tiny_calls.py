@@ -8,8 +8,8 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from tiny_models import MODELS
 
 from diffguide import passes
-from diffguide.family import of_model, sites_of
 from diffguide.maps import Watch
+from diffguide.registry import of_model, sites_of
 from diffguide.zoo.tokenizer import build_tokenizer
 
 SIZES = {2: (10, 14), 3: (3, 10, 14)}  # latent cells: 5x7 tokens of 2x2, so that no square root can be right

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from diffguide.bench.contenders import Contender
-from diffguide.family import of_pipe
 from diffguide.guide import Guide
 from diffguide.layout import Layout
+from diffguide.registry import of_pipe
 from diffguide.report import peak, reset_peak
 from diffguide.zoo import GUIDANCE_SCALE, no_zeros
 

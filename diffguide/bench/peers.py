@@ -19,8 +19,8 @@ from diffguide.bench.drawing import Job, Painted, guided
 from diffguide.bench.prompts import Prompt, load_prompts
 from diffguide.bench.semantics import SemanticsBench
 from diffguide.errors import ParamError
-from diffguide.family import of_pipe
 from diffguide.processors import AttendExcite
+from diffguide.registry import of_pipe
 from diffguide.zoo import GUIDANCE_SCALE
 
 __all__ = ["BENCH", "OPTIONS", "check", "run"]

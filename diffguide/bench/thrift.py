@@ -17,12 +17,13 @@ from diffguide import passes
 from diffguide.bench.statistics import Interval, quartiles
 from diffguide.descent import Thrift
 from diffguide.errors import ParamError, SteeringError
-from diffguide.family import Family, of_model, of_pipe
+from diffguide.family import Family
 from diffguide.footprint import gradient_memory
 from diffguide.layout import Layout, Region
 from diffguide.maps import Maps
 from diffguide.method import Context, Method
 from diffguide.processors import named
+from diffguide.registry import of_model, of_pipe
 from diffguide.site import Grid, Site
 
 OPTIONS = ("methods", "limit")

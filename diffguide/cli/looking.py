@@ -33,7 +33,7 @@ def methods(options: argparse.Namespace) -> None:
 
 def families(options: argparse.Namespace) -> None:
     from diffguide import abilities
-    from diffguide.family import refused
+    from diffguide.registry import refused
 
     if options.page:
         changed = abilities.write(Path(options.page))

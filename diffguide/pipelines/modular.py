@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from diffguide import passes
 from diffguide.describe import make
 from diffguide.errors import AttachError
-from diffguide.family import bare, of_model
+from diffguide.family import bare
 from diffguide.method import Method
 from diffguide.processors.steered import check_processor
+from diffguide.registry import of_model
 
 BEYOND = ("prepare", "loss", "observe", "edit", "block", "weaken")  # what a guider cannot do for a method
 

@@ -13,12 +13,12 @@ from PIL import Image
 
 from diffguide.describe import make_all
 from diffguide.errors import ModelError, ParamError
-from diffguide.family import sites_of
 from diffguide.guide import Guide
 from diffguide.method import Context
 from diffguide.pipelines.source import load, scheduler_class
 from diffguide.processors import named
 from diffguide.recipe import Recipe
+from diffguide.registry import sites_of
 from diffguide.report import Report
 
 

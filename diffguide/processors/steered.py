@@ -17,8 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from diffguide import kernels
 from diffguide.errors import AttachError, SteeringError
-from diffguide.family import Family, bare, of_model, sites_of
+from diffguide.family import Family, bare
 from diffguide.method import Method
+from diffguide.registry import of_model, sites_of
 from diffguide.site import Call, Grid, Site
 
 # what stands between q, k, v and the output of attention: [B, H, N, D], mask and scale in, [B, H, N, D] out

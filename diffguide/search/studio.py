@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from diffguide.errors import ParamError
-from diffguide.family import of_pipe, sites_of
 from diffguide.guide import Guide
 from diffguide.processors import SoftPAG
+from diffguide.registry import of_pipe, sites_of
 from diffguide.search.objectives import Objective
 from diffguide.search.plan import Hunt
 from diffguide.search.state import Trial, Unit
