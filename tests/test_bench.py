@@ -34,6 +34,7 @@ from diffguide.bench import (
     tables,
     thrift,
 )
+from diffguide.bench.summary import summary
 from diffguide.errors import ModelError, OutputError, ParamError
 from diffguide.processors import methods
 from diffguide.tokens import find
@@ -533,7 +534,7 @@ def test_run_with_other_settings_starts_anew(tmp_path):
 def test_perfect_pictures_score_perfectly():
     jobs = [drawing.Job(task, 0) for task in scenes.load_tasks(8)]
     drawn = drawing.Drawn([render(job.task.scene) for job in jobs], 2.0, 100.0, 60.0, 0.0)
-    row = pictures.summary(layout.BENCH, "none", [{"runs": {"none": pictures.account(layout.BENCH, jobs, drawn)}}])
+    row = summary(layout.BENCH, "none", [{"runs": {"none": pictures.account(layout.BENCH, jobs, drawn)}}])
     for metric in ("objects_present", "scenes_complete", "objects_in_box", "objects_centred"):
         assert row[metric]["value"] == 1.0
     assert row["extra_objects"]["value"] == 0.0
@@ -548,7 +549,7 @@ def test_misplaced_things_are_present_but_not_in_their_box():
 
     mirrored = [type(j.task.scene)(j.task.scene.background, tuple(map(elsewhere, j.task.scene.things))) for j in jobs]
     drawn = drawing.Drawn([render(scene) for scene in mirrored], 1.0, 1.0, 60.0, 0.0)
-    row = pictures.summary(layout.BENCH, "none", [{"runs": {"none": pictures.account(layout.BENCH, jobs, drawn)}}])
+    row = summary(layout.BENCH, "none", [{"runs": {"none": pictures.account(layout.BENCH, jobs, drawn)}}])
     assert row["objects_present"]["value"] == 1.0
     assert row["objects_in_box"]["value"] < 0.6
 
@@ -560,7 +561,7 @@ def test_costs_are_ratios_of_sums():
         return {"seconds": seconds, "memory": memory, "forwards": 70.0, "backwards": 5.0, "pictures": pictures}
 
     records = [{"runs": {"none": run(s, 100.0), "x": run(2 * s, 150.0)}} for s in (1.0, 3.0)]
-    row = pictures.summary(layout.BENCH, "x", records)
+    row = summary(layout.BENCH, "x", records)
     assert row["seconds_ratio"] == {"value": 2.0, "low": 2.0, "high": 2.0}
     assert row["memory_ratio"]["value"] == 1.5 and row["seconds"]["value"] == 2.0
     assert (row["objects_present"]["value"], row["objects_in_box"]["value"]) == (0.5, 0.0)

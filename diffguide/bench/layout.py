@@ -8,10 +8,11 @@ from PIL import Image
 
 from diffguide.bench import pictures
 from diffguide.bench.contenders import PLAIN
-from diffguide.bench.pictures import OPTIONS, PictureBench, share
+from diffguide.bench.pictures import OPTIONS, PictureBench
 from diffguide.bench.scenes import Task, load_tasks
 from diffguide.bench.sheet import Row
 from diffguide.bench.statistics import Interval
+from diffguide.bench.summary import share
 from diffguide.zoo.detector import Score, detect, score
 from diffguide.zoo.world import render
 

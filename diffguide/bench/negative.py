@@ -12,10 +12,11 @@ from PIL import Image
 
 from diffguide.bench import pictures
 from diffguide.bench.contenders import PLAIN
-from diffguide.bench.pictures import OPTIONS, share
+from diffguide.bench.pictures import OPTIONS
 from diffguide.bench.prompts import Prompt
 from diffguide.bench.semantics import SemanticsBench, read
 from diffguide.bench.statistics import Interval
+from diffguide.bench.summary import share
 from diffguide.zoo.detector import detect
 from diffguide.zoo.world import BACKGROUNDS, COLORS, SHAPES, phrase
 

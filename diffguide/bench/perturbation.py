@@ -16,10 +16,11 @@ from PIL import Image
 from diffguide.bench import pictures
 from diffguide.bench.contenders import PLAIN, Contender, contenders
 from diffguide.bench.drawing import Job, Painted, guided
-from diffguide.bench.pictures import OPTIONS, share
+from diffguide.bench.pictures import OPTIONS
 from diffguide.bench.prompts import Prompt
 from diffguide.bench.semantics import SemanticsBench, read
 from diffguide.bench.statistics import Interval
+from diffguide.bench.summary import share
 from diffguide.errors import ParamError
 from diffguide.search.objectives import sharpness
 from diffguide.search.studio import units

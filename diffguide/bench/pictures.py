@@ -1,4 +1,4 @@
-"""What benches of pictures share: tasks drawn by each contender from the same noise, read, summed up, shown on a sheet.
+"""What benches of pictures share: tasks drawn by each contender from the same noise, read, shown on a sheet.
 
 Each batch is drawn by one contender after the other, the plain pipeline first, so that what the machine does meanwhile
 falls on all of them alike.
@@ -19,12 +19,13 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from tqdm import tqdm
 
-from diffguide.bench.contenders import PLAIN, Contender, contenders
+from diffguide.bench.contenders import Contender, contenders
 from diffguide.bench.drawing import GUIDANCE_SCALE, Drawn, Job, Task, draw, machine
 from diffguide.bench.ledger import Ledger, Record
 from diffguide.bench.models import load
 from diffguide.bench.sheet import Row, contact_sheet
-from diffguide.bench.statistics import Interval, difference, ratio
+from diffguide.bench.statistics import Interval
+from diffguide.bench.summary import ranked, summary
 
 OPTIONS = ("methods", "limit", "seeds", "batch", "steps", "workers", "guidance_scale")
 STEPS = 30
@@ -279,60 +280,3 @@ def account(bench: PictureBench, jobs: Sequence[Job], drawn: Drawn) -> dict[str,
     ]
     cost = {key: getattr(drawn, key) for key in ("seconds", "memory", "forwards", "backwards", "loss")}
     return {**cost, "pictures": scores}
-
-
-def summary(bench: PictureBench, label: str, records: Sequence[Record]) -> dict[str, Any]:
-    """A row of the result.
-
-    Shares and `extra_objects` (for each picture) resample scenes, each with all its pictures; costs resample batches.
-    `seconds` is for each picture, `memory` (MiB) is the mean of the batches' peaks.
-    """
-    runs = [r["runs"][label] for r in records]
-    plain = [r["runs"][PLAIN] for r in records]
-    sizes = [len(r["pictures"]) for r in runs]
-    seconds, memory = [r["seconds"] for r in runs], [r["memory"] for r in runs]
-    losses = [r["loss"] for r in runs if bench.losses and r["loss"] is not None]
-    drawn, drawn_plain = ([p for r in some for p in r["pictures"]] for some in (runs, plain))
-    return {
-        "method": label,
-        "n": sum(sizes),
-        **bench.shares(drawn),
-        **({f"{bench.rank}_gain": gained(drawn, drawn_plain, bench.ranked_by)} if label != PLAIN else {}),
-        "seconds_ratio": ratio(seconds, [r["seconds"] for r in plain]),
-        "memory_ratio": ratio(memory, [r["memory"] for r in plain]),
-        "forwards": ratio([r["forwards"] * n for r, n in zip(runs, sizes, strict=True)], sizes),
-        "backwards": ratio([r["backwards"] * n for r, n in zip(runs, sizes, strict=True)], sizes),
-        "seconds": ratio(seconds, sizes),
-        "memory": ratio(memory, [1.0] * len(memory)),
-        **({"last_loss": ratio(losses, [1.0] * len(losses))} if losses else {}),
-    }
-
-
-def ranked(rows: Sequence[dict[str, Any]], metric: str) -> list[str]:
-    """The methods, the best first."""
-    return [row["method"] for row in sorted(rows, key=lambda row: -row[metric]["value"])]
-
-
-def share(pictures: Sequence[dict[str, int]], above: str, below: str | None = None) -> Interval:
-    """Sum of one count over the sum of another, or over pictures; scenes are resampled, each with all its pictures.
-
-    Scenes in which there is nothing to count (a sum of 0 below) are left out.
-    """
-    a, b = by_scene(pictures, above, below)
-    return ratio(a, b) if a else {"value": 0.0, "low": 0.0, "high": 0.0}
-
-
-def by_scene(pictures: Sequence[dict[str, int]], above: str, below: str | None = None) -> tuple[list[int], list[int]]:
-    """The sums of both counts for each scene, in the order of the list; scenes with nothing below are left out."""
-    scenes: dict[int, list[int]] = {}
-    for p in pictures:
-        sums = scenes.setdefault(p["scene"], [0, 0])
-        sums[0] += p[above]
-        sums[1] += 1 if below is None else p[below]
-    counted = [sums for _, sums in sorted(scenes.items()) if sums[1] > 0]
-    return [a for a, _ in counted], [b for _, b in counted]
-
-
-def gained(pictures: Sequence[dict[str, int]], plain: Sequence[dict[str, int]], above: str) -> Interval:
-    """What the share of a count among the wanted things is above that of the plain pictures of the same scenes."""
-    return difference(*by_scene(pictures, above, "wanted"), than=by_scene(plain, above, "wanted"))

@@ -12,10 +12,11 @@ from PIL import Image
 
 from diffguide.bench import pictures
 from diffguide.bench.contenders import PLAIN
-from diffguide.bench.pictures import OPTIONS, PictureBench, share
+from diffguide.bench.pictures import OPTIONS, PictureBench
 from diffguide.bench.prompts import SORTS, Prompt, in_turns, load_prompts
 from diffguide.bench.sheet import Row
 from diffguide.bench.statistics import Interval
+from diffguide.bench.summary import share
 from diffguide.zoo.detector import Found, Reading, detect, match, score
 from diffguide.zoo.world import Thing, relation
 
