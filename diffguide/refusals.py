@@ -85,7 +85,7 @@ def _why(family: Family, method: Method) -> str:
     if reason:
         return f"{reason}; use a method of word maps"
     layers = getattr(method, "layers", None)
-    return f"layers = {layers!r} matches none: use down, mid, up, all or module names" if layers else "change its kinds"
+    return f"layers = {layers!r} matches none: use down, mid, up, all, L7 or names" if layers else "change its kinds"
 
 
 def unseen(family: Family, method: Method, sites: list[Site]) -> list[str]:
