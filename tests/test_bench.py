@@ -573,7 +573,7 @@ def test_costs_are_ratios_of_sums():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "speed"}, "no bench is called 'speed' .*knobs, layout, peers"),
+        ({"name": "speed"}, "no bench is called 'speed' .*knobs, layout, negative, peers"),
         ({"methods": ["bacn"]}, "bacn.*known.*bacon"),
         ({"methods": ["bacon+scle=1"]}, "no parameter 'scle'.*scale"),
         ({"methods": ["bacon+scale=-1"]}, "Bacon.scale = -1.* outside"),

@@ -193,7 +193,7 @@ def test_without_guidance_it_is_the_paper_s_formula() -> None:
 
 def test_what_cannot_be_is_refused_by_name() -> None:
     with pytest.raises(ParamError, match=r"AutoGuidance.weak is not a denoiser: load .*from_pretrained"):
-        AutoGuidance()
+        Guide(tiny.sd(), AutoGuidance()).attach()
     pipe, _, _ = built("flux")
     with pytest.raises(AttachError, match="SAG finds no site"), Guide(pipe, SAG()):
         pass

@@ -53,7 +53,8 @@ def ends(knob: Param) -> tuple[Any, Any] | None:
         return False, True
     if not isinstance(knob.default, int | float) or knob.low is None or knob.high is None:
         return None
-    low, high = max(knob.low, knob.default / TIMES), min(knob.high, knob.default * TIMES or 1.0)
+    ends = knob.default / TIMES, knob.default * TIMES or 1.0
+    low, high = max(knob.low, min(ends)), min(knob.high, max(ends))
     return (round(low), round(high)) if isinstance(knob.default, int) else (low, high)
 
 

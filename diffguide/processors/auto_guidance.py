@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from diffguide.errors import ParamError
 from diffguide.method import param
 from diffguide.perturbation import Weakened
+from diffguide.site import Site
 
 if TYPE_CHECKING:
     from diffguide.weak import WeakPass
@@ -27,13 +28,14 @@ class AutoGuidance(Weakened):
 
     paper = "arXiv 2406.02507"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
+    def where(self, sites: list[Site]) -> list[Site]:
+        """Nowhere in particular; raises ParamError where there is no weaker model, which no recipe can hold."""
         if not isinstance(self.weak, nn.Module):
             raise ParamError(
                 "AutoGuidance.weak is not a denoiser: load a weaker one, such as "
                 "type(pipe.unet).from_pretrained(folder_of_an_earlier_checkpoint), and pass it as weak="
             )
+        return super().where(sites)
 
     def weaken(self, weak: "WeakPass") -> Tensor:
         return weak.predict(model=self.weak)
