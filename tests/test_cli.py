@@ -227,6 +227,8 @@ def test_wrong_input_is_one_line_and_leaves_nothing(here, model, capsys, options
         (["heads", "search", "--objective", "beauty"], "no objective is called 'beauty'"),
         (["heads", "search", "--model", "some/model"], "give prompts to judge heads by"),
         (["heads", "search", "--keep", "0"], "keep = 0"),
+        (["heads", "search", "--pictures", "0"], "--pictures 0: give 1 or more"),
+        (["heads", "search", "--pictures", "9", "--prompt", "a fox"], "--pictures is of the embedded world's prompts"),
         (["heads", "search", "--prompts", "nowhere.txt"], "nowhere.txt: cannot be read"),
     ],
 )

@@ -195,6 +195,7 @@ def _heads(among: Any, add: Any) -> None:
     )
     p.add_argument("--prompt", action="append", metavar="TEXT", help="a prompt to judge by; may be repeated")
     p.add_argument("--prompts", metavar="FILE", help="a file with a prompt a line (default: of the embedded world)")
+    p.add_argument("--pictures", type=int, metavar="N", help="so many prompts of the embedded world (default: 5)")
     p.add_argument("--rounds", type=int, default=1, help="how often the best are chosen (default: %(default)s)")
     p.add_argument("--keep", type=int, default=3, help="how many at a time (default: %(default)s)")
     p.add_argument("--layers", default="all", help="heads of these layers alone: down, mid, up, names (default: all)")

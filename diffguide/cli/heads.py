@@ -97,6 +97,8 @@ def prompts(options: argparse.Namespace) -> list[str]:
     given: list[str] = [*(options.prompt or ())]
     if options.prompts:
         given += [line.strip() for line in read_text(options.prompts, ParamError).splitlines() if line.strip()]
+    if given and options.pictures is not None:
+        raise ParamError("--pictures is of the embedded world's prompts; leave it out beside --prompt and --prompts")
     if given:
         return given
     if options.model not in zoo.MODELS:
@@ -105,8 +107,11 @@ def prompts(options: argparse.Namespace) -> list[str]:
 
     from diffguide.zoo.world import caption, sample_scene
 
+    count = PROMPTS if options.pictures is None else options.pictures
+    if count < 1:
+        raise ParamError(f"--pictures {count}: give 1 or more")
     lot = Random("heads")
-    return [caption(sample_scene(lot, styled=0.0)) for _ in range(PROMPTS)]
+    return [caption(sample_scene(lot, styled=0.0)) for _ in range(count)]
 
 
 def heads_show(options: argparse.Namespace) -> None:
