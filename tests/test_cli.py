@@ -361,6 +361,7 @@ def test_a_setting_may_hold_commas():
 
     assert listed("none, bacon+sides=8,16+scale=50,pag") == ["none", "bacon+sides=8,16+scale=50", "pag"]
     assert listed("bacon+sides=8,16,pag+scale=2") == ["bacon+sides=8,16", "pag+scale=2"]
+    assert listed("soft-pag+heads=L2H1,L3+blend=1,seg") == ["soft-pag+heads=L2H1,L3+blend=1", "seg"]
 
 
 def test_training_is_asked_for_and_only_a_finished_model_is_exported(here, monkeypatch, capsys):

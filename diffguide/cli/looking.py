@@ -1,6 +1,7 @@
 """Commands about methods, embedded models and benches."""
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -160,10 +161,10 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def listed(text: str) -> list[str]:
-    """The methods of `--methods`, parted by commas; a setting may hold some: `none,bacon+sides=8,16+scale=50`."""
+    """The methods of `--methods`, parted by commas; a setting may hold some: `bacon+sides=8,16,pag+layers=L1,L2`."""
     found: list[str] = []
     for part in (p.strip() for p in text.split(",")):
-        if found and "+" in found[-1] and part[:1].isdigit():
+        if found and "+" in found[-1] and re.match(r"\d|L\d", part):  # a number, a layer or a head
             found[-1] += f",{part}"
         else:
             found.append(part)
