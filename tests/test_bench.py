@@ -34,7 +34,7 @@ from diffguide.bench import (
     tables,
     thrift,
 )
-from diffguide.bench.summary import summary
+from diffguide.bench.summary import gained, summary
 from diffguide.errors import ModelError, OutputError, ParamError
 from diffguide.processors import methods
 from diffguide.tokens import find
@@ -221,11 +221,31 @@ def test_heads_by_lot_are_drawn_five_times_and_stay_the_same(pipe, tmp_path):
     options = {"limit": 2, "seeds": 1, "steps": 2, "progress": False}
     found, again = (bench.run_bench("perturbation", model=pipe, methods=lots, **options) for _ in range(2))
     labels = [f"soft-pag+blend=1+heads=random2:{n}" for n in range(5)]
-    assert [row["method"] for row in found["rows"]] == ["none", "pag+layers=all", *labels]
+    assert [row["method"] for row in found["rows"]] == ["none", *lots[:1], *labels, lots[1]]
     sharp = [row["sharpness"]["value"] for row in found["rows"]]
+    assert sharp[-1] == pytest.approx(np.mean(sharp[2:7]), rel=1e-12)  # all draws as one row: as many pictures each
     assert len(set(sharp)) == len(sharp) and sharp == [row["sharpness"]["value"] for row in again["rows"]]
     assert all(row["forwards"]["value"] == 6 for row in found["rows"][1:])
     assert {"shape_score", "objects_present"} <= found["rows"][0].keys()
+
+
+def test_gains_are_told_against_any_of_those_compared(pipe):
+    options = {"methods": ["pag", "seg"], "limit": 2, "seeds": 1, "steps": 2, "progress": False}
+    found = bench.run_bench("perturbation", model=pipe, against="seg", **options)
+    plain, pag, seg = found["rows"]
+    assert found["against"] == "seg" and "sharpness_gain" not in seg
+    for row in (plain, pag):
+        gain = row["sharpness"]["value"] - seg["sharpness"]["value"]
+        assert row["sharpness_gain"]["value"] == pytest.approx(gain, abs=1e-12)
+    with pytest.raises(ParamError, match="against = 'sag' is not compared here"):
+        bench.run_bench("perturbation", model=pipe, against="sag", **options)
+
+
+def test_a_gain_counts_scenes_that_both_have():
+    one, two = {"scene": 0, "a": 1, "b": 2}, {"scene": 1, "a": 4, "b": 4}
+    nothing = {"scene": 1, "a": 0, "b": 0}
+    assert gained([one, two], [{**one, "a": 0}, nothing], "a", "b")["value"] == 0.5
+    assert gained([two], [nothing], "a", "b") == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
 def test_what_a_negative_prompt_names_is_counted_apart(pipe):

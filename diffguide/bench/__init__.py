@@ -43,6 +43,7 @@ def run_bench(
     steps: int | None = None,
     workers: int | None = None,
     guidance_scale: float | None = None,
+    against: str | None = None,
 ) -> dict[str, Any]:
     """Run a bench and return its result.
 
@@ -62,6 +63,7 @@ def run_bench(
         steps: denoising steps (layout).
         workers: processes of one thread that share the batches, on a CPU one a core (layout); `model` must be a name.
         guidance_scale: of classifier-free guidance (benches of pictures); 1 is none.
+        against: the compared method that gains are told against (benches of pictures); the plain pipeline if not given.
 
     Raises:
         ParamError: a bench, a method or a setting is unknown or out of range.
@@ -80,6 +82,7 @@ def run_bench(
     module = importlib.import_module(f"{__name__}.{name}")
     options = {
         "methods": methods,
+        "against": against,
         "limit": limit,
         "seeds": seeds,
         "batch": batch,

@@ -23,7 +23,7 @@ class LayoutBench(PictureBench):
     """Boxes of truth scenes."""
 
     methods = (PLAIN, "attend-excite", "backward-guidance", "bacon")
-    rank, ranked_by = "objects_in_box", "in_box"
+    rank, gains = "objects_in_box", {"objects_in_box": ("in_box", "wanted")}
     told = (
         "The first {count} scenes of the list with seed 0, not chosen; wanted boxes in magenta; below each picture how "
         "many of the wanted things were found, how many in their box, and what else was there."
@@ -66,6 +66,6 @@ BENCH = LayoutBench()
 run = partial(pictures.run, BENCH)
 
 
-def check(*, methods: Sequence[str] | None = None, **_: int) -> None:
+def check(*, methods: Sequence[str] | None = None, against: str | None = None, **_: Any) -> None:
     """Raise ParamError where `run` would, before a model is loaded."""
-    pictures.check(BENCH, methods)
+    pictures.check(BENCH, methods, against)

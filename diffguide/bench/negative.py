@@ -31,7 +31,7 @@ class NegativeBench(SemanticsBench):
     """What is named stays away, what is not named stays."""
 
     methods = (PLAIN, "nag+negative=red circle", "nag+negative=red circle+scale=10+alpha=1")
-    rank, ranked_by = "negative_absent", "absent"
+    rank, gains = "negative_absent", {"negative_absent": ("absent", None)}
     told = (
         "{count} prompts with seed 0, not chosen, each of a red circle and another thing; below each picture whether "
         "the other thing was found, and what else was there."
@@ -81,6 +81,6 @@ BENCH = NegativeBench()
 run = partial(pictures.run, BENCH, guidance_scale=1.0)
 
 
-def check(*, methods: Sequence[str] | None = None, **_: Any) -> None:
+def check(*, methods: Sequence[str] | None = None, against: str | None = None, **_: Any) -> None:
     """Raise ParamError where `run` would, before a model is loaded."""
-    pictures.check(BENCH, methods)
+    pictures.check(BENCH, methods, against)

@@ -135,6 +135,6 @@ BENCH = PeersBench()
 run = partial(pictures.run, BENCH)
 
 
-def check(*, methods: Sequence[str] | None = None, **_: Any) -> None:
+def check(*, methods: Sequence[str] | None = None, against: str | None = None, **_: Any) -> None:
     """Raise ParamError where `run` would, before a model is loaded."""
-    pictures.check(BENCH, methods)
+    pictures.check(BENCH, methods, against)

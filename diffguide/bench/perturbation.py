@@ -30,6 +30,7 @@ __all__ = ["BENCH", "OPTIONS", "check", "run"]
 
 DRAWS = 5
 FINE = 1_000_000  # parts, so that shapes and sharpness are counts like the others
+DRAWN = re.compile(r"(soft-pag.*\+heads=random\d+):\d+")
 RANDOM = re.compile(r"soft-pag(?P<before>(?:\+.*)?)\+heads=random(?P<count>\d+)(?P<after>(?:\+.*)?)")
 
 
@@ -37,6 +38,8 @@ class PerturbationBench(SemanticsBench):
     """Quality under perturbation guidance."""
 
     methods = (PLAIN, "pag", "seg", "soft-pag", "soft-pag+heads=random3")
+    rank = "objects_right"
+    gains = {"objects_right": ("present", "asked"), "shape_score": ("shape", "seen"), "sharpness": ("sharp", "fine")}
 
     def contenders(self, methods: Sequence[str] | None = None) -> list[Contender]:
         found: list[Contender] = []
@@ -52,22 +55,26 @@ class PerturbationBench(SemanticsBench):
 
     def counts(self, picture: Image.Image, task: Prompt) -> dict[str, int]:
         reading = detect(picture)
+        found = read(reading, task)
         return {
-            **read(reading, task),
-            "seen": len(reading.things),
+            **found,
+            "asked": found["wanted"] + found["extra"],
+            "fine": FINE,
+            "seen": FINE * len(reading.things),
             "shape": round(FINE * sum(thing.confidence for thing in reading.things)),
             "sharp": round(FINE * sharpness([picture], [task.caption])[0]),
         }
 
     def shares(self, pictures: Sequence[dict[str, int]]) -> dict[str, Interval]:
-        fine = {"shape_score": ("shape", "seen"), "sharpness": ("sharp", None)}
-        return {
-            **super().shares(pictures),
-            **{
-                name: {end: value / FINE for end, value in share(pictures, above, below).items()}
-                for name, (above, below) in fine.items()
-            },
-        }
+        return {**{name: share(pictures, *counts) for name, counts in self.gains.items()}, **super().shares(pictures)}
+
+    def pools(self, chosen: Sequence[Contender]) -> dict[str, list[str]]:
+        """The draws of a lot as one row."""
+        found: dict[str, list[str]] = {}
+        for label in (c.label for c in chosen):
+            if drawn := DRAWN.fullmatch(label):
+                found.setdefault(drawn[1], []).append(label)
+        return found
 
 
 def by_lot(settings: str, count: int) -> list[Contender]:
@@ -95,6 +102,6 @@ BENCH = PerturbationBench()
 run = partial(pictures.run, BENCH)
 
 
-def check(*, methods: Sequence[str] | None = None, **_: Any) -> None:
+def check(*, methods: Sequence[str] | None = None, against: str | None = None, **_: Any) -> None:
     """Raise ParamError where `run` would, before a model is loaded."""
-    pictures.check(BENCH, methods)
+    pictures.check(BENCH, methods, against)

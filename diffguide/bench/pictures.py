@@ -19,20 +19,23 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from tqdm import tqdm
 
-from diffguide.bench.contenders import Contender, contenders
+from diffguide.bench.contenders import PLAIN, Contender, contenders
 from diffguide.bench.drawing import GUIDANCE_SCALE, Drawn, Job, Task, draw, machine
 from diffguide.bench.ledger import Ledger, Record
 from diffguide.bench.models import load
 from diffguide.bench.sheet import Row, contact_sheet
 from diffguide.bench.statistics import Interval
-from diffguide.bench.summary import ranked, summary
+from diffguide.bench.summary import pooled, ranked, summary
+from diffguide.errors import ParamError
 
-OPTIONS = ("methods", "limit", "seeds", "batch", "steps", "workers", "guidance_scale")
+OPTIONS = ("methods", "against", "limit", "seeds", "batch", "steps", "workers", "guidance_scale")
 STEPS = 30
 SEEDS = 2
 BATCH = 10
 ON_SHEET = 12  # tasks: the first of the list, with seed 0
 WARMUP_STEPS = 2
+
+Gains = dict[str, tuple[str, str | None]]  # of each metric the count above and below, None for pictures
 
 
 class PictureBench(ABC):
@@ -41,7 +44,7 @@ class PictureBench(ABC):
     methods: ClassVar[tuple[str, ...]]  # compared unless others are named
     layouts: ClassVar[bool] = True  # whether they are of the tasks; else planned, for methods that need one
     rank: ClassVar[str]  # the metric, more of it being better, by which methods are ranked
-    ranked_by: ClassVar[str]  # the count that is its share of the wanted things
+    gains: ClassVar[Gains]  # metrics that are compared scene by scene, with the counts they are shares of
     told: ClassVar[str]  # below the contact sheet
     losses: ClassVar[bool] = False  # whether the last loss is told: of one method, in several ways
     batch: ClassVar[int] = BATCH  # pictures at once
@@ -71,6 +74,10 @@ class PictureBench(ABC):
         """Who is compared; raises ParamError if one cannot be."""
         return contenders(self.methods if methods is None else methods, layouts=self.layouts)
 
+    def pools(self, chosen: Sequence[Contender]) -> dict[str, list[str]]:
+        """Rows that sum up several contenders: their labels."""
+        return {}
+
     def extras(self, tasks: Sequence[Any]) -> dict[str, Any]:
         """Further parts of the result."""
         return {}
@@ -80,9 +87,20 @@ class PictureBench(ABC):
         return chosen[:ON_SHEET]
 
 
-def check(bench: PictureBench, methods: Sequence[str] | None = None) -> None:
+def check(bench: PictureBench, methods: Sequence[str] | None = None, against: str | None = None) -> None:
     """Raise ParamError where `run` would, before a model is loaded."""
-    bench.contenders(methods)
+    _rows(bench, bench.contenders(methods), against)
+
+
+def _rows(
+    bench: PictureBench, chosen: Sequence[Contender], against: str | None
+) -> tuple[list[str], dict[str, list[str]]]:
+    """The labels of the result's rows, and of those among them that sum up others."""
+    pools = bench.pools(chosen)
+    labels = [*(c.label for c in chosen), *pools]
+    if against not in (None, *labels):
+        raise ParamError(f"against = {against!r} is not compared here (these are: {', '.join(labels)})")
+    return labels, pools
 
 
 def run(
@@ -91,6 +109,7 @@ def run(
     frame: dict[str, Any],
     *,
     methods: Sequence[str] | None = None,
+    against: str | None = None,
     limit: int | None = None,
     seeds: int | None = None,
     batch: int | None = None,
@@ -102,12 +121,13 @@ def run(
     out: Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Draw and score; `frame` tells what else the figures depend on.
+    """Draw and score; `frame` tells what else the figures depend on, `against` what gains are above, else plain.
 
     Batches that were drawn are kept in the file `part`; a run with the same settings goes on after them. With several
     `workers` each is a process of one thread with its own pipeline, loaded from `source`.
     """
     chosen = bench.contenders(methods)
+    labels, pools = _rows(bench, chosen, against)
     seeds, batch = seeds or bench.seeds, batch or bench.batch
     tasks = bench.tasks(limit)
     shown = {task.index for task in bench.show(tasks)} if out is not None else set()
@@ -127,10 +147,13 @@ def run(
     with prepared(pipe):
         artist = Artist(bench, chosen, steps, out, shown)
         records = artist.draw_all(pipe, batches, ledger, progress, workers, source)
-    rows = [summary(bench, c.label, records) for c in chosen]
+    for record in records:
+        record["runs"] |= {name: pooled([record["runs"][label] for label in some]) for name, some in pools.items()}
+    rows = [summary(bench, label, records, against or PLAIN) for label in labels]
     found: dict[str, Any] = {
         "rows": rows,
         "ranking": {"by": bench.rank, "methods": ranked(rows, bench.rank)},
+        **({"against": against} if against else {}),
         **bench.extras(tasks),
         "settings": settings,
         "intervals": "95 % bootstrap, over scenes for what was drawn, over batches for what it cost; n counts pictures",

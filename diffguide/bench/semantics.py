@@ -6,13 +6,13 @@ Methods that do nothing without a layout are given one that is planned from the 
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
 from diffguide.bench import pictures
 from diffguide.bench.contenders import PLAIN
-from diffguide.bench.pictures import OPTIONS, PictureBench
+from diffguide.bench.pictures import OPTIONS, Gains, PictureBench
 from diffguide.bench.prompts import SORTS, Prompt, in_turns, load_prompts
 from diffguide.bench.sheet import Row
 from diffguide.bench.statistics import Interval
@@ -35,7 +35,8 @@ class SemanticsBench(PictureBench):
         "bacon",
     )
     layouts = False
-    rank, ranked_by = "objects_present", "present"
+    rank: ClassVar[str] = "objects_present"
+    gains: ClassVar[Gains] = {"objects_present": ("present", "wanted")}
     told = (
         "{count} prompts with seed 0, the first of each sort, then the second, not chosen; below each picture how many "
         "of the wanted things were found, and what else was there."
@@ -119,6 +120,6 @@ BENCH = SemanticsBench()
 run = partial(pictures.run, BENCH)
 
 
-def check(*, methods: Sequence[str] | None = None, **_: Any) -> None:
+def check(*, methods: Sequence[str] | None = None, against: str | None = None, **_: Any) -> None:
     """Raise ParamError where `run` would, before a model is loaded."""
-    pictures.check(BENCH, methods)
+    pictures.check(BENCH, methods, against)

@@ -169,6 +169,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--methods", metavar="A,B", help="methods to compare, none for the plain run (default: the bench's own)"
     )
+    p.add_argument(
+        "--against", metavar="A", help="the one of them that gains are told against (default: the plain run)"
+    )
     p.add_argument("--limit", type=int, metavar="N", help="only the first N scenes")
     p.add_argument("--seeds", type=int, metavar="N", help="seeds of each scene")
     p.add_argument(

@@ -153,6 +153,7 @@ def bench(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         workers=options.workers,
         guidance_scale=options.guidance_scale,
+        against=options.against,
         json=options.json,
         out=options.out,
         device=options.device,
