@@ -641,7 +641,7 @@ def test_a_saved_pipeline_is_loaded_by_its_folder(pipe, tmp_path):
 @pytest.mark.parametrize("name", sorted(methods()))
 def test_both_ends_of_every_knob_are_settings(name):
     """Within the range, other than the default, and written as the command line reads them."""
-    for turn in knobs.turns(methods()[name]):
+    for turn in knobs.turns(methods()[name], {}):
         assert turn.value != turn.knob.default
         turn.knob.check(name, turn.value)
         read = turn.knob.parse(name, turn.setting.partition("=")[2])
@@ -651,13 +651,26 @@ def test_both_ends_of_every_knob_are_settings(name):
 @pytest.mark.parametrize("name", ["bacon", "conform"])
 def test_knobs_are_turned_one_at_a_time(pipe, tmp_path, name, monkeypatch):
     kept = {"scale", "window", "softmax", "boundary"}
-    monkeypatch.setattr(knobs, "turns", lambda m, turns=knobs.turns: (t for t in turns(m) if t.knob.name in kept))
+    monkeypatch.setattr(knobs, "turns", lambda *m, turns=knobs.turns: (t for t in turns(*m) if t.knob.name in kept))
     found = bench.run_bench("knobs", model=pipe, methods=[name], steps=2, out=tmp_path, progress=False)
     labels = [row["method"] for row in found["rows"]]
     assert labels[0] == name
     assert len(labels) == len(set(labels)) > 4 and all(label.startswith(name) for label in labels)
     with Image.open(tmp_path / "contact_sheet.png") as sheet_:
         assert sheet_.width < 4 * sheet.CELL < sheet_.height
+
+
+def test_knobs_are_turned_from_the_settings_that_are_given():
+    turns = {(t.knob.name, t.column): t.value for t in knobs.turns(methods()["a-star"], {"factor": 10.0})}
+    assert (turns["factor", "low"], turns["factor", "high"]) == (2.0, 50.0) and turns["scale", "low"] == 4.0
+    (row,) = knobs.on_sheet(
+        [t for t in knobs.turns(methods()["a-star"], {"factor": 10.0}) if t.knob.name == "factor"],
+        {"factor": 10.0},
+        {},
+        (Image.new("RGB", (8, 8)), "2/2"),
+        [],
+    )
+    assert row.notes == ["2: ", "10: 2/2", "50: "]
 
 
 @pytest.mark.parametrize("names", [None, ["bacon", "conform"], ["none"]])

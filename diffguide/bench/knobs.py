@@ -1,7 +1,7 @@
 """What each knob of a method does at both ends: the same scene from the same noise, one knob turned at a time."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ TIMES = 5  # a number is divided and multiplied by it
 COLUMNS = ("low", "default", "high")
 TOLD = (
     "Scene {scene} of the list, seed 0, not chosen. Above each row a knob and what it is; below each picture its "
-    "value, how many of the wanted things were found{boxes}, and what else was there. All else is at its default."
+    "value, how many of the wanted things were found{boxes}, and what else was there. All else is at its default{but}."
 )
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A knob at one of its ends, as `NAME=VALUE`, or the default settings."""
+    """A knob at one of its ends, as `NAME=VALUE`."""
 
     knob: Param
     column: str
@@ -40,22 +40,22 @@ class Turn:
         return f"{self.knob.name}={written(self.value)}"
 
 
-def ends(knob: Param) -> tuple[Any, Any] | None:
-    """Two values that show what a knob does, within its range; None for words and lists."""
+def ends(knob: Param, value: Any) -> tuple[Any, Any] | None:
+    """Two values on both sides of `value` that show what a knob does, within its range; None for words and lists."""
     if knob.name == "window":
-        start, stop = knob.default
+        start, stop = value
         return (start, start + (stop - start) / 3), (0.0, 1.0)
     if knob.name == "layers":
         return "down", "up"
     if knob.choices:
         return knob.choices[0], knob.choices[-1]
-    if isinstance(knob.default, bool):
+    if isinstance(value, bool):
         return False, True
-    if not isinstance(knob.default, int | float) or knob.low is None or knob.high is None:
+    if not isinstance(value, int | float) or knob.low is None or knob.high is None:
         return None
-    ends = knob.default / TIMES, knob.default * TIMES or 1.0
+    ends = value / TIMES, value * TIMES or 1.0
     low, high = max(knob.low, min(ends)), min(knob.high, max(ends))
-    return (round(low), round(high)) if isinstance(knob.default, int) else (low, high)
+    return (round(low), round(high)) if isinstance(value, int) else (low, high)
 
 
 def written(value: Any) -> str:
@@ -65,11 +65,12 @@ def written(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def turns(method: type[Method]) -> Iterator[Turn]:
-    """Every end that is not the default."""
+def turns(method: type[Method], settings: Mapping[str, Any]) -> Iterator[Turn]:
+    """Every end that is not what these settings, or the default, have."""
     for knob in method.params():
-        for column, value in zip(("low", "high"), ends(knob) or (), strict=False):
-            if value != knob.default:
+        begun = settings.get(knob.name, knob.default)
+        for column, value in zip(("low", "high"), ends(knob, begun) or (), strict=False):
+            if value != begun:
                 yield Turn(knob, column, value)
 
 
@@ -109,7 +110,7 @@ def run(
     if limit > len(tasks):
         raise ParamError(f"limit = {limit}: the list has {len(tasks)} scenes")
     task = tasks[limit - 1]
-    todo = list(turns(base.method))
+    todo = list(turns(base.method, base.settings))
     pictures: dict[tuple[str, str], tuple[Image.Image, str]] = {}
     rows = []
     with prepared(pipe), tqdm(total=len(todo) + 1, unit="picture", disable=not progress, file=sys.stderr) as bar:
@@ -128,24 +129,27 @@ def run(
             pictures[turn.knob.name, turn.column] = drawn(turned)
     found: dict[str, Any] = {"rows": rows, "settings": {"scene": task.caption, "steps": steps, **machine(pipe)}}
     if out is not None:
-        contact_sheet(COLUMNS, list(on_sheet(todo, pictures, default, bench.row(task).boxes))).save(
-            out / "contact_sheet.png", optimize=True
-        )
+        sheet = list(on_sheet(todo, base.settings, pictures, default, bench.row(task).boxes))
+        titles = ["as set" if base.settings and column == "default" else column for column in COLUMNS]
+        contact_sheet(titles, sheet).save(out / "contact_sheet.png", optimize=True)
         boxes = ", how many in their box" if bench.layouts else ""
-        found["sheet"] = {"file": "contact_sheet.png", "caption": TOLD.format(scene=task.index, boxes=boxes)}
+        but = "".join(f", {name} at {written(value)}" for name, value in base.settings.items())
+        told = TOLD.format(scene=task.index, boxes=boxes, but=but and f" but{but[1:]}")
+        found["sheet"] = {"file": "contact_sheet.png", "caption": told}
     return found
 
 
 def on_sheet(
     todo: Sequence[Turn],
+    settings: Mapping[str, Any],
     pictures: dict[tuple[str, str], tuple[Image.Image, str]],
     default: tuple[Image.Image, str],
     boxes: Sequence[tuple[float, float, float, float]],
 ) -> Iterator[Row]:
-    """A row for each knob; an end that is the default is left blank."""
+    """A row for each knob; an end that is as it was begun is left blank."""
     for knob in dict.fromkeys(turn.knob for turn in todo):
         values = {turn.column: written(turn.value) for turn in todo if turn.knob == knob}
-        values["default"] = written(knob.default) or "its own"
+        values["default"] = written(settings.get(knob.name, knob.default)) or "its own"
         cells = {column: pictures.get((knob.name, column), (None, "")) for column in COLUMNS} | {"default": default}
         notes = [f"{values[column]}: {cells[column][1]}" if column in values else "" for column in COLUMNS]
         yield Row(f"{knob.name}: {knob.help}", boxes, [cells[column][0] for column in COLUMNS], notes)
