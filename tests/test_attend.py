@@ -13,7 +13,7 @@ from diffguide.kernels import Blend, Blocks, Capture, Regions, Window, attend, d
 
 # rounding of norms of errors, with room; half precision after H. Grads
 BARS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2, torch.float64: 1e-12}
-HERE = ("lse-columns", "sdpa", "side-values", "recompute", "reference")  # on every machine
+HERE = ("lse-columns", "sdpa", "side-values", "recompute", "reference")  # take almost everything everywhere
 
 
 def rand(*shape, seed=0, dtype=torch.float32):
@@ -53,8 +53,7 @@ def dense(q, k, v, *, mask=None, scale=None, capture=None, regions=None, window=
         s = torch.where(mask, s, -torch.inf) if mask.dtype == torch.bool else s + mask.double()
     if regions is not None and regions.bias is not None:
         for bit, row in enumerate(regions.bias.double()):
-            both = (regions.query_bits >> bit & 1)[:, None, :, None] * (regions.key_bits >> bit & 1)[:, None, None, :]
-            s = s + both * row
+            s = s + (regions.query_bits >> bit & 1)[:, None, :, None] * row
     s = s.masked_fill(~visible(N, M, regions, window, blocks), -torch.inf)
     empty = (s == -torch.inf).all(-1, keepdim=True)
     e = (s - torch.where(empty, 0.0, s.detach().amax(-1, keepdim=True))).exp()
@@ -385,7 +384,7 @@ T = torch.tensor
         (lambda q: attend(q, q, q, blocks=Blocks(torch.ones(2, 2) > 0, 4)), "need .*33, 9"),
         (lambda q: attend(q, q[:, :, :9], q[:, :, :9], blend=Blend(0.5)), "33 queries and 9 keys are no such pairs"),
         (lambda q: attend(q, q, q, blend=Blend([0.5])), "there are 3 heads"),
-        (lambda q: attend(q, q, q, backend="cudnn"), "no route is called 'cudnn' .known: auto, lse-columns"),
+        (lambda q: attend(q, q, q, backend="cudnn"), "no route is called 'cudnn' .known: auto, fused"),
         (lambda q: attend(q, q, q, capture=Capture([1]), backend="sdpa"), "attention by sdpa: gives no maps; leave"),
         (lambda q: prefer("cudnn").__enter__(), "no route is called 'cudnn'"),
     ],

@@ -43,6 +43,7 @@ def run_bench(
     steps: int | None = None,
     workers: int | None = None,
     guidance_scale: float | None = None,
+    cases: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Run a bench and return its result.
 
@@ -62,6 +63,7 @@ def run_bench(
         steps: denoising steps (layout).
         workers: processes of one thread that share the batches, on a CPU one a core (layout); `model` must be a name.
         guidance_scale: of classifier-free guidance (benches of pictures); 1 is none.
+        cases: which calls of attention (attention).
 
     Raises:
         ParamError: a bench, a method or a setting is unknown or out of range.
@@ -86,6 +88,7 @@ def run_bench(
         "steps": steps,
         "workers": workers,
         "guidance_scale": guidance_scale,
+        "cases": cases,
     }
     unknown = [knob for knob, value in options.items() if value is not None and knob not in module.OPTIONS]
     if unknown:
@@ -100,7 +103,11 @@ def run_bench(
     from diffguide.bench.models import load
     from diffguide.bench.tables import as_markdown, as_text
 
-    pipe, label = load(model, device, dtype)
+    if getattr(module, "MODEL", True):
+        pipe, label = load(model, device, dtype)
+    else:  # it has models of its own
+        pipe, label = None, "calls of its own"
+        given |= {"device": device, "dtype": dtype}
     frame = {"bench": name, "model": label, "versions": _versions()}
     part = target.with_name(target.name + ".part.jsonl") if target else None
     found = module.run(pipe, frame, part=part, out=folder, progress=progress, **given)

@@ -152,6 +152,7 @@ def bench(options: argparse.Namespace) -> None:
         seeds=options.seeds,
         workers=options.workers,
         guidance_scale=options.guidance_scale,
+        cases=options.case.split(",") if options.case else None,
         json=options.json,
         out=options.out,
         device=options.device,

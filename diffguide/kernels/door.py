@@ -14,14 +14,25 @@ from diffguide.kernels import reference
 from diffguide.kernels.options import Blend, Blocks, Capture, Regions
 from diffguide.kernels.problem import Problem
 from diffguide.kernels.route import Route
-from diffguide.kernels.routes import lse_columns, recompute, sdpa, side_values
+from diffguide.kernels.routes import (
+    flex,
+    fused,
+    lse_columns,
+    merged,
+    natten,
+    recompute,
+    sdpa,
+    side_values,
+    tiles,
+    xformers,
+)
 from diffguide.kernels.windows import Window
 
 REFERENCE = Route("reference", lambda problem: None, reference.attention, "every logit in memory, to compare with")
-ROUTES = {route.name: route for route in (lse_columns.ROUTE, sdpa.ROUTE, side_values.ROUTE, recompute.ROUTE, REFERENCE)}
+_EVERY = (fused, natten, flex, tiles, merged, lse_columns, sdpa, side_values, recompute, xformers)
+ROUTES = {route.name: route for route in (*(module.ROUTE for module in _EVERY), REFERENCE)}
 # in which they are tried; the reference is never taken unless it is named
-CPU = ("lse-columns", "sdpa", "side-values", "recompute")
-OTHER = ("lse-columns", "sdpa", "side-values", "recompute")
+ORDER = tuple(name for name in ROUTES if name != "reference")
 
 _backend: ContextVar[str] = ContextVar("backend", default="auto")
 
@@ -237,7 +248,7 @@ def _choose(problem: Problem, backend: str) -> Route:
     preferred = _backend.get()
     if preferred != "auto" and not ROUTES[preferred].reason(whole):
         return ROUTES[preferred]
-    for name in CPU if problem.q.device.type in ("cpu", "meta") else OTHER:
+    for name in ORDER:
         route = ROUTES[name]
         given = problem if route.grouped else whole
         if not route.reason(given) and not route.declines(given):

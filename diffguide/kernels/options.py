@@ -85,8 +85,8 @@ class Regions:
     Attributes:
         query_bits: whole numbers [N] or [B or 1, N].
         key_bits: whole numbers [M] or [B or 1, M].
-        bias: [regions, M], added to the logits of every query and key that share that region; log w makes a key
-            weigh w times as much before rows are normalised.
+        bias: [regions, M], for each region what its queries add to the logits of all keys they see; log w makes a
+            key weigh w times as much before rows are normalised. Not differentiated.
 
     Raises:
         KernelError: a tensor has another shape or type.
@@ -128,8 +128,9 @@ class Regions:
         shared = self.shared(rows)
         found = torch.zeros(shared.shape, dtype=dtype, device=shared.device)
         if self.bias is not None:
-            for bit, bias in enumerate(self.bias.to(shared.device, dtype)):
-                found += (shared >> bit & 1).to(dtype) * bias
+            number = torch.arange(len(self.bias), device=shared.device)
+            inside = (self.query_bits[:, None, rows, None] >> number & 1).to(dtype)
+            found += inside @ self.bias.detach().to(shared.device, dtype)
         found.masked_fill_(shared == 0, float("-inf"))
         if whole:
             self._kept[dtype] = found

@@ -11,6 +11,7 @@ from diffguide.kernels import lse as lses
 from diffguide.kernels.options import Capture
 from diffguide.kernels.problem import ROOM, Problem, rows_of
 from diffguide.kernels.route import Route
+from diffguide.kernels.routes import fused
 
 FEW = 4  # at least so many times fewer columns than keys, where the output is not wanted
 SHORT = 512  # keys: the backward of so few costs less than the copies that ours makes
@@ -44,21 +45,22 @@ def run(problem: Problem) -> tuple[Tensor | None, Tensor]:
     v = problem.k.detach() if problem.v is None else problem.v
     M = problem.k.shape[2]
     rows = slice(*capture.rows.indices(problem.q.shape[2])[:2])
-    columns, G = _chosen(capture, M, problem.q)
+    columns, G = chosen(capture, M, problem.q)
     mean = capture.mean and G is None
     given = (problem.q, problem.k, v, problem.added(), problem.factor, columns, rows, mean)
     if problem.differentiated:
         out, maps = _Columns.apply(*given)
     else:
         out, lse = lses.attention(problem.q, problem.k, v, given[3], problem.factor)
-        maps = probabilities(problem.q, problem.k, lse, *given[3:])
+        maps = _by_kernel(problem, lse, columns, rows) if G is None else None
+        maps = probabilities(problem.q, problem.k, lse, *given[3:]) if maps is None else maps
     if G is not None:
         maps = maps @ G
         maps = maps.mean(1) if capture.mean else maps
     return None if problem.v is None else out, maps
 
 
-def _chosen(capture: Capture, M: int, q: Tensor) -> tuple[Any, Tensor | None]:
+def chosen(capture: Capture, M: int, q: Tensor) -> tuple[Any, Tensor | None]:
     """The keys to look at, as an index, and G for them if it is not one column for each."""
     if capture.columns is not None:
         c = capture.columns
@@ -67,6 +69,17 @@ def _chosen(capture: Capture, M: int, q: Tensor) -> tuple[Any, Tensor | None]:
     G = capture.matrix(M, q).to(torch.promote_types(q.dtype, torch.float32))
     touched = (G != 0).any(-1).any(0)[0].nonzero()[:, 0]
     return touched, G[:, :, touched]
+
+
+def _by_kernel(problem: Problem, lse: Tensor, columns: Any, rows: slice) -> Tensor | None:
+    """Columns by our own kernel, which reads queries once for all heads; None where it is not to be had."""
+    kernels = None if problem.q.device.type == "cpu" or problem.mask is not None or problem.sparse else fused.kernels()
+    if kernels is None or kernels.reason(problem.q.device, problem.q.dtype, problem.q.shape[-1], False):
+        return None
+    capture = problem.capture
+    assert capture is not None
+    q, k = problem.q[:, :, rows], problem.k[:, :, columns]
+    return kernels.column_map(q, k, lse[:, :, rows], scale=problem.factor, head_mean=capture.mean)
 
 
 def probabilities(
