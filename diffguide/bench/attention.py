@@ -1,4 +1,4 @@
-"""The routes of attention against each other and against torch's own: first whether they are right, then what they cost.
+"""Routes of attention against each other and against torch's own: first whether they are right, then what they cost.
 
 Nothing is timed that does not agree with dense attention in float64. `seconds_ratio` is to torch's attention over all
 tokens without what is asked for, in the same round.

@@ -77,7 +77,7 @@ def blocks(count: int, share: float) -> Callable[[Sizes], dict[str, Any]]:
     def ask(sizes: Sizes) -> dict[str, Any]:
         B, H, N, M, _ = sizes
         best = torch.rand(B, H, N, count, generator=torch.Generator().manual_seed(1)).argsort(-1)
-        return {"blocks": Blocks(best < round(share * count), keys=M // count)}
+        return {"blocks": Blocks(best < round(share * count), keys=-(-M // count))}
 
     return ask
 
