@@ -86,23 +86,23 @@ def blend(sizes: Sizes) -> dict[str, Any]:
     return {"blend": Blend([float(h % 2) for h in range(sizes[1])])}
 
 
-SELF = (1, 8, 4096, 4096, 64)  # the twin of most
+SELF = (1, 2, 4096, 4096, 64)  # the twin of most
 _EVERY = (
-    Case("sd15_512_self", (2, 8, 4096, 4096, 40), (1, 8, 4096, 4096, 40), columns(16)),
+    Case("sd15_512_self", (2, 8, 4096, 4096, 40), (1, 2, 4096, 4096, 40), columns(16)),
     Case("sd15_512_cross", (2, 8, 4096, 77, 40), (1, 8, 4096, 77, 40), columns(4)),
     Case("sdxl_1024_self", (2, 10, 4096, 4096, 64), SELF, columns(16)),
     Case("sdxl_1024_self_gradient", (1, 10, 4096, 4096, 64), SELF, columns(16), gradient=True),
     Case("sdxl_1024_cross", (2, 10, 4096, 77, 64), (1, 8, 4096, 77, 64), columns(4)),
     Case("sdxl_1024_cross_gradient", (1, 10, 4096, 77, 64), (1, 8, 4096, 77, 64), columns(4), gradient=True),
-    Case("sdxl_1024_regions", (2, 10, 4096, 385, 64), (1, 8, 4096, 385, 64), regions(4, 77)),
+    Case("sdxl_1024_regions", (2, 10, 4096, 385, 64), (1, 4, 4096, 385, 64), regions(4, 77)),
     Case("sdxl_1024_pag", (2, 10, 4096, 4096, 64), (1, 8, 2048, 2048, 64), blend),
     Case(
-        "sdxl_2048_window", (1, 10, 16384, 16384, 64), (1, 2, 16384, 16384, 64), window((128, 128), (128, 128), 16, 16)
+        "sdxl_2048_window", (1, 10, 16384, 16384, 64), (1, 1, 16384, 16384, 64), window((128, 128), (128, 128), 16, 16)
     ),
     Case(
         "sdxl_2048_window_stride8",
         (1, 10, 16384, 16384, 64),
-        (1, 2, 16384, 16384, 64),
+        (1, 1, 16384, 16384, 64),
         window((128, 128), (128, 128), 16, 16, stride=8),
     ),
     Case("flux_1024_joint", (1, 24, 4608, 4608, 128), (1, 4, 2304, 2304, 128), columns(8)),

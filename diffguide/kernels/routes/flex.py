@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffguide.kernels.options import Blocks, Regions
 from diffguide.kernels.problem import Problem
 from diffguide.kernels.route import Route
 from diffguide.kernels.windows import Window
@@ -50,8 +51,7 @@ def run(problem: Problem) -> tuple[Tensor | None, Tensor | None]:
     values = [] if v is None else [v]
     if capture is not None:
         values.append(capture.matrix(k.shape[2], k).expand(*k.shape[:3], -1))
-    sees = predicate(problem)
-    blocks = None if sees is None else block_mask(problem, sees)
+    blocks = _blocks(problem.regions, problem.window, problem.blocks, problem.shape, q.device)
     both = attention()(q, k, torch.cat(values, -1), block_mask=blocks, scale=problem.factor)
     if capture is None:
         return both, None
@@ -74,6 +74,22 @@ def attention() -> Callable[..., Tensor]:
             return compiled(*args, **kwargs)
 
     return call
+
+
+@functools.lru_cache(8)
+def _blocks(
+    regions: Regions | None,
+    window: Window | None,
+    blocks: Blocks | None,
+    shape: tuple[int, int, int, int],
+    device: torch.device,
+) -> Any:
+    """The mask of blocks, made once for options that come again: many layers and steps share them."""
+    B, H, N, M = shape
+    q, k = (torch.empty(1, device=device).expand(B, H, n, 1) for n in (N, M))
+    problem = Problem(q, k, None, regions=regions, window=window, blocks=blocks)
+    sees = predicate(problem)
+    return None if sees is None else block_mask(problem, sees)
 
 
 def predicate(problem: Problem) -> Callable[..., Tensor] | None:
