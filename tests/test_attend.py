@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from diffguide.errors import KernelError
 from diffguide.kernels import Blend, Blocks, Capture, Regions, Window, attend, door, explain, lse, observe, prefer
+from diffguide.site import Call, Site
 
 # rounding of norms of errors, with room; half precision after H. Grads
 BARS = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.5e-2, torch.float64: 1e-12}
@@ -317,6 +318,24 @@ def test_maps_alone_are_those_beside_the_output():
             assert torch.allclose(maps, attend(q, k, v, capture=capture)[1], atol=1e-6)
     assert explain(q, k, None, capture=Capture(range(33))).route == "recompute"
     assert observe(q, k, Capture(())).shape == (2, 33, 0)
+
+
+@pytest.mark.parametrize("kind", ["cross", "self", "joint"])
+@pytest.mark.parametrize("columns", [None, [0, 3]])
+def test_a_call_that_looks_gives_what_it_gives_and_what_it_shows(kind, columns):
+    q, (k, v) = qkv(2, 3, 20, 20)[0], qkv(2, 3, 20, 20 if kind != "cross" else 7)[1:]
+    image, text = (slice(4, 20), slice(0, 4)) if kind == "joint" else (slice(0, 20), slice(0, 7 * (kind == "cross")))
+    for mask in (None, rand(2, 1, 20, k.shape[2]), rand(2, 1, 1, k.shape[2]) > -1):
+        site = Site("a", kind, "mid", 0, torch.nn.Identity())
+        call = Call(site, q, k, v, mask, None, (4, 4), image, text, "cond", {"cond": slice(None)}, 0.0)
+        for among in ("cross", "self") if kind == "joint" else (None,):
+            out, maps = call.look(columns, kind=among)
+            assert torch.equal(out, call.proceed())
+            assert torch.allclose(maps, call.probabilities(columns, kind=among), atol=1e-6)
+            start = 4 if kind == "joint" and among == "self" else 0
+            n = {"cross": 4, "self": 16}.get(among, k.shape[2])
+            right = dense(q, k, v, mask=mask, capture=Capture([start + c for c in columns or range(n)], rows=image))[1]
+            assert torch.allclose(maps.double(), right, atol=1e-6)
 
 
 def test_large_masks_come_in_pieces(monkeypatch):

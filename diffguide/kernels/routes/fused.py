@@ -1,5 +1,6 @@
 """Our own kernels in Triton: maps, regions and blocks inside one fused attention, with gradients."""
 
+import functools
 import importlib
 import importlib.util
 from typing import Any
@@ -14,6 +15,7 @@ WIDEST = 32  # maps at a time
 TILE = 64  # queries and keys of a block
 
 
+@functools.cache
 def kernels() -> Any:
     """The package with the kernels, None where there is none."""
     name = "diffguide.kernels.fused"

@@ -25,8 +25,12 @@ def reason(problem: Problem) -> str | None:
         return "weighted sums of keys go as side values on an accelerator"
     if problem.sparse and problem.mask_bytes() > ROOM:
         return f"its mask would take {problem.mask_bytes() / 2**20:.0f} MiB"
+    if problem.sparse and problem.q.device.type == "cuda":
+        return "torch's fused attention on an accelerator tells no lse with a mask"
     v = problem.k if problem.v is None else problem.v
-    mask = problem.added() if problem.sparse else problem.mask
+    mask = problem.mask
+    if problem.sparse and mask is not None and not mask.requires_grad:
+        mask = None  # all are added up to one that every fused attention takes
     return lses.reason(problem.q, problem.k, v, mask, problem.scale)
 
 
