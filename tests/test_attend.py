@@ -411,3 +411,16 @@ T = torch.tensor
 def test_what_does_not_fit_is_named_before_any_work(make, message):
     with pytest.raises(KernelError, match=message):
         make(qkv()[0])
+
+
+def test_autocast_goes_through_torchs_public_attention():
+    q, k, v = qkv()
+    with torch.autocast("cpu", torch.bfloat16):
+        told = explain(q, k, v, capture=Capture([1]))
+        assert told.route == "side-values" and told.rejected["lse-columns"].startswith("autocast")
+
+
+def test_plain_calls_are_compiled_without_a_break():
+    q, k, v = qkv()
+    compiled = torch.compile(lambda q, k, v: attend(q, k, v, mask=None), fullgraph=True, backend="eager")
+    assert torch.equal(compiled(q, k, v), attend(q, k, v))

@@ -18,6 +18,8 @@ def reason(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | 
     """Why there is no lse of this call, None if there is."""
     if q.device.type not in ("cpu", "cuda", "meta"):
         return f"torch tells no lse on {q.device.type}"
+    if torch.is_autocast_enabled(q.device.type if q.device.type != "meta" else "cpu"):
+        return "autocast may choose another dtype for torch's fused attention"
     if mask is not None and mask.requires_grad:
         return "a mask with a gradient leaves torch's fused attention"
     graph = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
