@@ -67,7 +67,8 @@ def _notes(result: Result) -> list[str]:
         )
         notes.append(f"The detector on the drawn truth of these {result['detector']['n']} scenes: {told}.")
     for case, lost in result.get("absent", {}).items():
-        notes.append(f"Absent from {case}: " + "; ".join(f"{name}: {why}" for name, why in lost.items()) + ".")
+        if lost:
+            notes.append(f"Absent from {case}: " + "; ".join(f"{name}: {why}" for name, why in lost.items()) + ".")
     for title in ("settings", "versions"):
         notes.append(f"{title.capitalize()}: " + ", ".join(f"{k} {v}" for k, v in result.get(title, {}).items()) + ".")
     if "intervals" in result:
