@@ -43,3 +43,7 @@ class SearchError(DiffguideError):
 
 class OutputError(DiffguideError):
     """An output cannot be written."""
+
+
+class KernelError(DiffguideError):
+    """Options of attention that do not fit its tensors, or that no route (or not the named one) can honour."""

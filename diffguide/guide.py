@@ -245,9 +245,13 @@ class Guide:
                 branch="every",
                 progress=run.progress,
             )
+            out = None
             for key, wish in wishes.items():
-                if site in wish[1]:
-                    passes.record(call.of(run.base(self._active[key[0]])), {key: wish}, seen)
+                branch = run.base(self._active[key[0]])
+                found = passes.record(call, {key: wish}, seen, of=branch, output=out is None and not chosen)
+                out = found if out is None else out
+            if out is not None:
+                return out
             return chain([OnRows(m) for m in chosen], call)  # type: ignore[list-item]
 
         at = {}

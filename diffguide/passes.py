@@ -151,6 +151,7 @@ def looking(
     seen: dict[tuple[int, str], list[Seen]] = {key: [] for key in wishes}
     pending = {site for _, sites in wishes.values() for site in sites}
     asked = done = False
+    last: Site | None = None
 
     def ends_here() -> bool:
         nonlocal asked
@@ -162,13 +163,17 @@ def looking(
 
     def watch(site: Site) -> Handler:
         def handle(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float | None) -> Tensor:
+            nonlocal last
             rows = {"cond": slice(None)}
             call = call_at(family, site, grids[site], (q, k, v, mask, scale), words=words, rows=rows, branch="cond")
-            record(call, wishes, None if done else seen)
             pending.discard(site)
+            if last is None and not pending:
+                last = site
+            ends = site is last and early is True and not offloaded  # the same when a block runs once more
+            out = record(call, wishes, None if done else seen, output=not ends)
             if ends_here():
                 raise _Enough
-            return call.proceed()
+            return call.proceed() if out is None else out
 
         return handle
 
@@ -230,14 +235,33 @@ def by_method(seen: dict[tuple[int, str], list[Seen]]) -> dict[int, Maps]:
     return {number: Maps(maps) for number, maps in found.items()}
 
 
-def record(call: Call, wishes: Wishes, seen: dict[tuple[int, str], list[Seen]] | None) -> None:
-    """Compute the wished maps of a call; keep them unless `seen` is None (a recomputation must compute the same)."""
+def record(
+    call: Call,
+    wishes: Wishes,
+    seen: dict[tuple[int, str], list[Seen]] | None,
+    *,
+    output: bool = True,
+    of: str | None = None,
+) -> Tensor | None:
+    """Compute the wished maps of a call; keep them unless `seen` is None (a recomputation must compute the same).
+
+    With `of` the maps are those of a branch. Returns what attention gives, where it came with a map and is of use
+    (`output`); None otherwise.
+    """
+    out = None
     for key, (watch, sites) in wishes.items():
-        if call.site in sites:
-            columns = list(watch.columns) if watch.columns is not None else None
-            values = call.probabilities(columns, head_mean=watch.head_mean, kind=watch.kind)
-            if seen is not None:
-                seen[key].append(Seen(call.site, call.grid[-2:], frames_as_rows(call, values)))
+        if call.site not in sites:
+            continue
+        columns = list(watch.columns) if watch.columns is not None else None
+        wish = {"head_mean": watch.head_mean, "kind": watch.kind}
+        if output and out is None and (of is None or columns is not None):  # whole maps only of the rows that matter
+            out, values = call.look(columns, **wish)
+            values = values if of is None else values[call.rows[of]]
+        else:
+            values = (call if of is None else call.of(of)).probabilities(columns, **wish)
+        if seen is not None:
+            seen[key].append(Seen(call.site, call.grid[-2:], frames_as_rows(call, values)))
+    return out
 
 
 def frames_as_rows(call: Call, values: Tensor) -> Tensor:

@@ -82,7 +82,7 @@ def mean_query(call: Call) -> Tensor:
     """Every token sees what the mean of all queries sees: blurred queries, with a blur as wide as can be."""
     rows = 1 if call.mask is None or call.mask.ndim < 2 or call.mask.shape[-2] == 1 else call.q.shape[2]
     q = call.q.mean(2, keepdim=True).expand(-1, -1, rows, -1)
-    o = kernels.attention(q, call.k, call.v, mask=call.mask, scale=call.scale)
+    o = kernels.attend(q, call.k, call.v, mask=call.mask, scale=call.scale)
     return o.expand(*call.q.shape[:3], -1)
 
 
@@ -125,12 +125,14 @@ def image_block_renorm(call: Call) -> Tensor:
     v = call.v[:, :, call.image]
     if not range(call.k.shape[2])[call.text]:
         return v
-    side = torch.zeros_like(torch.cat([call.v, call.v[..., :1]], -1))
-    side[:, :, call.text, :-1] = call.v[:, :, call.text]
-    side[:, :, call.text, -1] = 1
-    q = call.q[:, :, call.image]
-    seen = kernels.attention(q, call.k, side, mask=rows_of(call.mask, call.image), scale=call.scale)
-    return (1 - seen[..., -1:]) * v + seen[..., :-1]
+    words = torch.zeros_like(call.v)
+    words[:, :, call.text] = call.v[:, :, call.text]
+    G = torch.zeros(call.k.shape[2], 1, device=v.device)
+    G[call.text] = 1
+    q, mask = call.q[:, :, call.image], rows_of(call.mask, call.image)
+    whole = kernels.Capture(weights=G, heads="none")
+    seen, share = kernels.attend(q, call.k, words, mask=mask, scale=call.scale, capture=whole)
+    return (1 - share) * v + seen
 
 
 def opened(mask: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class Call:
 
     def proceed(self) -> Tensor:
         """Attention as the model would have done it, [B, H, N, D]."""
-        return kernels.attention(self.q, self.k, self.v, mask=self.mask, scale=self.scale)
+        return kernels.attend(self.q, self.k, self.v, mask=self.mask, scale=self.scale)
 
     def probabilities(
         self, columns: list[int] | None = None, *, head_mean: bool = True, kind: str | None = None
@@ -111,14 +111,24 @@ class Call:
         tokens; every row is a share of the whole. Elsewhere there is only one answer.
         """
         mask = self.mask
-        if mask is not None and mask.ndim == 4 and mask.shape[2] > 1:
-            mask = mask[:, :, self.image]
+        if mask is not None and mask.ndim > 1 and mask.shape[-2] > 1:
+            mask = mask[..., self.image, :]
+        capture = self._capture(columns, head_mean, kind, slice(None))
+        return kernels.observe(self.q[:, :, self.image], self.k, capture, mask=mask, scale=self.scale)
+
+    def look(
+        self, columns: list[int] | None = None, *, head_mean: bool = True, kind: str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What `proceed` and `probabilities` give, for less than both."""
+        capture = self._capture(columns, head_mean, kind, self.image)
+        return kernels.attend(self.q, self.k, self.v, mask=self.mask, scale=self.scale, capture=capture)
+
+    def _capture(self, columns: list[int] | None, head_mean: bool, kind: str | None, rows: slice) -> kernels.Capture:
+        among = range(self.k.shape[2])
         if self.site.kind == "joint":
-            among = range(self.k.shape[2])[self.text if kind == "cross" else self.image]
-            columns = list(among) if columns is None else [among[c] for c in columns]
-        return kernels.probabilities(
-            self.q[:, :, self.image], self.k, mask=mask, scale=self.scale, columns=columns, head_mean=head_mean
-        )
+            among = among[self.text if kind == "cross" else self.image]
+        chosen = among if columns is None else [among[c] for c in columns]
+        return kernels.Capture(chosen, rows=rows, heads="mean" if head_mean else "none")
 
     def of(self, branch: str) -> "Call":
         """The part of this call that belongs to a branch."""

@@ -593,7 +593,7 @@ def test_costs_are_ratios_of_sums():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "speed"}, "no bench is called 'speed' .*knobs, layout, negative, peers"),
+        ({"name": "speed"}, "no bench is called 'speed' .*attention, knobs, layout, negative, peers"),
         ({"methods": ["bacn"]}, "bacn.*known.*bacon"),
         ({"methods": ["bacon+scle=1"]}, "no parameter 'scle'.*scale"),
         ({"methods": ["bacon+scale=-1"]}, "Bacon.scale = -1.* outside"),
@@ -772,4 +772,4 @@ def test_numbers_keep_three_digits(value):
 
 
 def test_every_file_that_is_a_bench_is_one():
-    assert bench.names() == ["knobs", "layout", "negative", "peers", "perturbation", "semantics", "thrift"]
+    assert bench.names() == ["attention", "knobs", "layout", "negative", "peers", "perturbation", "semantics", "thrift"]

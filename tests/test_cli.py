@@ -350,6 +350,7 @@ def test_a_bench_gets_its_options(here, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "diffguide.bench", fake)
     monkeypatch.setattr(diffguide, "bench", fake, raising=False)
     assert cli.main(["bench", "layout", "--methods", "none,bacon", "--limit", "3", "--json", "f.json"]) == 0
+    assert seen["cases"] is None
     assert seen["name"] == "layout" and seen["methods"] == ["none", "bacon"] and seen["limit"] == 3
     assert seen["model"] == "shapes-unet" and seen["json"] == "f.json" and seen["seeds"] is None
     assert cli.main(["bench", "lay"]) == 2

@@ -18,10 +18,10 @@ from diffguide.report import peak
 
 torch.set_num_threads(1)
 q, k = (torch.randn(1, 24, 4608, 128).bfloat16() for _ in range(2))
-kernels.probabilities(q[:, :, :8], k[:, :, :8], columns=[1])
+kernels.observe(q[:, :, :8], k[:, :, :8], kernels.Capture([1]))
 before = peak()  # of this process alone: what getrusage tells begins with the peak of its parent
 with torch.no_grad():
-    A = kernels.probabilities(q[:, :, 512:], k, columns=list(range(1, 13)))
+    A = kernels.observe(q[:, :, 512:], k, kernels.Capture(range(1, 13)))
 assert A.shape == (1, 4096, 12), A.shape
 print(peak() - before)
 """

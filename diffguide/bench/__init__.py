@@ -44,6 +44,7 @@ def run_bench(
     workers: int | None = None,
     guidance_scale: float | None = None,
     against: str | None = None,
+    cases: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Run a bench and return its result.
 
@@ -64,6 +65,7 @@ def run_bench(
         workers: processes of one thread that share the batches, on a CPU one a core (layout); `model` must be a name.
         guidance_scale: of classifier-free guidance (benches of pictures); 1 is none.
         against: the compared method that gains are told against (benches of pictures); the plain pipeline if not given.
+        cases: which calls of attention (attention).
 
     Raises:
         ParamError: a bench, a method or a setting is unknown or out of range.
@@ -89,6 +91,7 @@ def run_bench(
         "steps": steps,
         "workers": workers,
         "guidance_scale": guidance_scale,
+        "cases": cases,
     }
     unknown = [knob for knob, value in options.items() if value is not None and knob not in module.OPTIONS]
     if unknown:
@@ -103,7 +106,11 @@ def run_bench(
     from diffguide.bench.models import load
     from diffguide.bench.tables import as_markdown, as_text
 
-    pipe, label = load(model, device, dtype)
+    if getattr(module, "MODEL", True):
+        pipe, label = load(model, device, dtype)
+    else:  # it has models of its own
+        pipe, label = None, "calls of its own"
+        given |= {"device": device, "dtype": dtype}
     frame = {"bench": name, "model": label, "versions": _versions()}
     part = target.with_name(target.name + ".part.jsonl") if target else None
     found = module.run(pipe, frame, part=part, out=folder, progress=progress, **given)

@@ -73,7 +73,7 @@ def draw(pipe: Any, jobs: Sequence[Job], contender: Contender, steps: int) -> Dr
     """One batch by one contender."""
     paint = contender.peer or guided
     cuda = denoiser_weight(pipe).is_cuda
-    _settle(cuda)
+    settle(cuda)
     reset_peak(cuda)
     began = time.perf_counter()
     painted = paint(pipe, jobs, contender, steps)
@@ -113,7 +113,7 @@ def denoiser_weight(pipe: Any) -> torch.Tensor:
     return next(getattr(pipe, of_pipe(pipe)[1]).parameters())
 
 
-def _settle(cuda: bool) -> None:
+def settle(cuda: bool) -> None:
     """Give freed memory back, so that one method's peak is not counted for the next."""
     gc.collect()
     if cuda:

@@ -26,7 +26,7 @@ def interval(value: dict[str, float] | None) -> str:
 
 def cells(result: Result) -> list[list[str]]:
     """The table: a line of headings, then a line for each row."""
-    labels = [key for key in ("method", "denoiser", "n") if any(key in row for row in result["rows"])]
+    labels = [key for key in ("method", "case", "route", "denoiser", "n") if any(key in row for row in result["rows"])]
     columns = metrics(result)
     lines = [[*labels, *(name.replace("_", " ") for name in columns)]]
     for row in result["rows"]:
@@ -66,6 +66,9 @@ def _notes(result: Result) -> list[str]:
             if isinstance(value, dict)
         )
         notes.append(f"The detector on the drawn truth of these {result['detector']['n']} scenes: {told}.")
+    for case, lost in result.get("absent", {}).items():
+        if lost:
+            notes.append(f"Absent from {case}: " + "; ".join(f"{name}: {why}" for name, why in lost.items()) + ".")
     for title in ("settings", "versions"):
         notes.append(f"{title.capitalize()}: " + ", ".join(f"{k} {v}" for k, v in result.get(title, {}).items()) + ".")
     if "intervals" in result:

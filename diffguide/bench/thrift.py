@@ -83,6 +83,13 @@ class Pass:
             raise SteeringError(f"{type(self.method).__name__}: the gradient is not finite; use float32")
         return seconds, g
 
+    def observe(self) -> tuple[float, Tensor]:
+        """Seconds of a whole forward without a gradient, its maps recorded; and all of them in one row of numbers."""
+        began = self.now()
+        with torch.no_grad(), self.looking(self.args, self.kwargs, False) as sight:
+            seen = [s.values.flatten() for maps in sight.maps.values() for name in maps for s in maps[name]]
+        return self.now() - began, torch.cat(seen)
+
     def unmoved(self, *, reuse: bool) -> float:
         """Seconds of a pass that finds nothing to move, and of the pipeline's call with guidance after it."""
 
@@ -164,7 +171,7 @@ def run(
             for name in methods:
                 bar.set_description(f"{name}, {label}")
                 method = named(name)(layout=LAYOUT)  # type: ignore[call-arg]
-                gradient_pass = Pass.prepare(model, method, _side(model))
+                gradient_pass = Pass.prepare(model, method, side(model))
                 sites = [site.name for site in gradient_pass.watched]
                 rows.append(
                     {
@@ -240,7 +247,8 @@ def sd15_shaped(widths: tuple[int, ...] = (32, 64, 128, 128), side: int = 64, se
     return model.eval().requires_grad_(False)
 
 
-def _side(model: nn.Module) -> Grid:
+def side(model: nn.Module) -> Grid:
+    """Height and width of its latents."""
     side: Any = model.config.sample_size  # type: ignore[union-attr]
     return (side, side) if isinstance(side, int) else (side[0], side[1])
 

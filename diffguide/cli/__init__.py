@@ -180,6 +180,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--guidance-scale", type=float, metavar="G", help="of classifier-free guidance, 1 is none (default: 4)"
     )
+    p.add_argument("--case", metavar="A,B", help="which calls of attention (attention)")
     p.add_argument("--json", metavar="FILE", help="write the figures as JSON")
     p.add_argument("--out", metavar="DIR", help="write a report with pictures into this folder")
     _where(p)

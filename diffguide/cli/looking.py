@@ -154,6 +154,7 @@ def bench(options: argparse.Namespace) -> None:
         workers=options.workers,
         guidance_scale=options.guidance_scale,
         against=options.against,
+        cases=options.case.split(",") if options.case else None,
         json=options.json,
         out=options.out,
         device=options.device,

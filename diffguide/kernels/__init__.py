@@ -1,5 +1,18 @@
-"""Attention and what can be read off it. Every door has its meaning in plain PyTorch."""
+"""Attention, and what can be asked of it beside its output. Every route has its meaning in plain PyTorch."""
 
-from diffguide.kernels.reference import attention, probabilities
+from diffguide.kernels.door import Explanation, attend, explain, observe, prefer
+from diffguide.kernels.options import Blend, Blocks, Capture, Regions
+from diffguide.kernels.windows import Window
 
-__all__ = ["attention", "probabilities"]
+__all__ = [
+    "Blend",
+    "Blocks",
+    "Capture",
+    "Explanation",
+    "Regions",
+    "Window",
+    "attend",
+    "explain",
+    "observe",
+    "prefer",
+]

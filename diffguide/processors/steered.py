@@ -90,7 +90,7 @@ class SteeredProcessor:
             caught += 1
             if caught == site.call + 1:
                 return self.handler(q, k, v, mask, scale)
-            return kernels.attention(q, k, v, mask=mask, scale=scale)
+            return kernels.attend(q, k, v, mask=mask, scale=scale)
 
         with torch_attention(self.original), _Catch(choose):
             out = self.original(*args, **kwargs)

@@ -1,0 +1,84 @@
+"""Our own kernels in Triton: maps, regions and blocks inside one fused attention, with gradients."""
+
+import functools
+import importlib
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffguide.kernels.problem import Problem
+from diffguide.kernels.route import Route
+
+WIDEST = 32  # maps at a time
+TILE = 64  # queries and keys of a block
+
+
+@functools.cache
+def kernels() -> Any:
+    """The package with the kernels, None where there is none."""
+    name = "diffguide.kernels.fused"
+    return importlib.import_module(name) if importlib.util.find_spec(name) is not None else None
+
+
+def reason(problem: Problem) -> str | None:
+    fused = kernels()
+    if fused is None:
+        return "this version comes without fused kernels"
+    if why := fused.reason(problem.q.device, problem.q.dtype, problem.q.shape[-1], problem.differentiated):
+        return why
+    if problem.mask is not None or problem.window is not None:
+        return "masks and windows are not for it: give regions or blocks"
+    if problem.v is None or problem.v.shape[-1] != problem.q.shape[-1]:
+        return "it needs values as wide as keys"
+    if problem.capture is not None and problem.capture.width > WIDEST:
+        return f"it makes at most {WIDEST} maps at a time, not {problem.capture.width}"
+    b = problem.blocks
+    if b is not None and not (b.keys == b.queries == TILE and b.chosen.shape[:2] == (1, 1)):
+        return f"its blocks are {TILE} queries by {TILE} keys, the same in all rows and heads"
+    return None
+
+
+def declines(problem: Problem) -> str | None:
+    if problem.q.device.type == "cpu":
+        return "on a CPU Triton interprets, for tests alone"
+    if problem.capture is not None and not problem.differentiated and not problem.sparse:
+        return "without a gradient, columns on top of torch's attention cost less"
+    if problem.capture is None and not problem.sparse:
+        return "nothing is asked for that torch's attention does not do"
+    return None
+
+
+def run(problem: Problem) -> tuple[Tensor, Tensor | None]:
+    capture, regions, blend = problem.capture, problem.regions, problem.blend
+    options: dict[str, Any] = {}
+    if capture is not None:
+        options["side"] = capture.matrix(problem.k.shape[2], problem.k)
+    if regions is not None:
+        device = problem.q.device
+        options |= {"query_bits": regions.query_bits.to(device), "key_bits": regions.key_bits.to(device)}
+        options["bias"] = None if regions.bias is None else regions.bias.to(device)
+    if problem.blocks is not None:
+        options["blocks"] = listed(problem.blocks.chosen[0, 0]).to(problem.q.device)
+    if blend is not None:
+        options |= {"blend": torch.tensor(blend.weights(problem.q.shape[1]), device=problem.q.device)}
+        options["blend_rows"] = slice(*blend.rows.indices(problem.q.shape[2])[:2])
+    out, _, side = kernels().flash(problem.q, problem.k, problem.v, scale=problem.factor, **options)
+    if capture is None:
+        return out, None
+    maps = side[:, :, capture.rows]
+    return out, maps.mean(1) if capture.mean else maps
+
+
+def listed(chosen: Tensor) -> Tensor:
+    """The numbers of the chosen blocks of each block of queries, int32, filled up with -1."""
+    order = chosen.int().argsort(dim=-1, descending=True, stable=True)
+    longest = max(1, int(chosen.sum(-1).max()))
+    there = torch.arange(longest, device=chosen.device) < chosen.sum(-1, keepdim=True)
+    return order[:, :longest].masked_fill(~there, -1).int()
+
+
+ROUTE = Route(
+    "fused", reason, run, "one kernel for attention and all that is asked of it", declines, grouped=True, blends=True
+)
