@@ -141,7 +141,7 @@ def flash(
     out, lse, side_out = ops.flash(q, k, v, *fixed, epilogue, first, last, D**-0.5 if scale is None else float(scale))
     if graph and blend is not None:
         out = _blend(out, v, blend, first, last)
-    return out, lse, None if side is None else side_out
+    return out, lse.detach(), None if side is None else side_out
 
 
 def _blend(out: Tensor, v: Tensor, blend: Tensor, first: int, last: int) -> Tensor:
