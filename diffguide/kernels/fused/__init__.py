@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffguide.kernels.fused import ops
-from diffguide.kernels.fused.settings import LISTED
+from diffguide.kernels.fused.settings import LISTED, unfit
 
 __all__ = ["WIDEST", "column_map", "flash", "reason"]
 
@@ -40,11 +40,7 @@ def reason(device: torch.device | str, dtype: torch.dtype, head_width: int, grad
         return "no CUDA or ROCm device"
     from diffguide.kernels.fused.launch import architecture
 
-    return _unfit(architecture(device), dtype)
-
-
-def _unfit(arch: str, dtype: torch.dtype) -> str | None:
-    return None
+    return unfit(architecture(device), dtype)
 
 
 def column_map(q: Tensor, k: Tensor, lse: Tensor, *, scale: float, head_mean: bool = True) -> Tensor:
@@ -111,8 +107,8 @@ def flash(
     Raises:
         ValueError: a shape or dtype does not fit.
     """
-    (B, H, N, D), M = q.shape, k.shape[2]
     _fit_keys(q, k, v)
+    (B, H, N, D), M = q.shape, k.shape[2]
     if side is not None:
         _fit("side", side, [(B, 1), (H, 1), (M,), range(1, 33)])
     if (query_bits is None) != (key_bits is None):
@@ -169,4 +165,4 @@ def _fit(name: str, x: Tensor, shape: list, dtype: torch.dtype | None = None) ->
 
 
 def _say(sizes: tuple[int, ...] | range) -> str:
-    return f"{sizes[0]} to {sizes[-1]}" if isinstance(sizes, range) else " or ".join(map(str, sizes))
+    return f"{sizes[0]} to {sizes[-1]}" if isinstance(sizes, range) else " or ".join(map(str, dict.fromkeys(sizes)))

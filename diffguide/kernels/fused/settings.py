@@ -46,6 +46,22 @@ def setting(kernel: str, arch: str, dtype: torch.dtype, D: int, R: int, *, regio
     return Setting(LISTED, LISTED, chosen.warps, chosen.stages) if listed else chosen
 
 
+def family(arch: str) -> str | None:
+    """Under which name the table knows an architecture; None if no setting was ever compiled for it."""
+    if arch.startswith("sm_"):
+        number = int(arch.removeprefix("sm_"))
+        # sm_86 and sm_120 have the shared memory of sm_89, 99 KiB; sm_80 has more and uses the same
+        return {8: "sm_89", 9: "sm_90", 10: "sm_100", 12: "sm_89"}.get(number // 10)
+    return {"gfx942": "gfx942", "gfx950": "gfx942", "interpreter": "interpreter"}.get(arch)
+
+
+def unfit(arch: str, dtype: torch.dtype) -> str | None:
+    """Why the kernels do not run on an architecture, or None."""
+    if arch in ("sm_70", "sm_72", "sm_75") and dtype == torch.bfloat16:
+        return f"{arch} has no bfloat16"  # it compiles, without a matrix instruction and with 7396 spills
+    return f"no setting for {arch} was ever compiled" if family(arch) is None else None
+
+
 def _table(kernel: str, arch: str, dtype: torch.dtype, D: int, R: int, region: bool) -> Setting:
     return Setting(64, 64, 4, 2)
 
