@@ -25,16 +25,17 @@ def step(
     acc0, acc1, acc2, top, total, q0, q1, bits, member, start, K, V, Side, KeyBits, Bias,
     k_n, k_d, v_n, v_d, g_n, g_r, kb_n, t_r, t_n, M, scale2,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    ROWS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr, REGION: tl.constexpr, EDGE: tl.constexpr, EMPTY: tl.constexpr,
+    ROWS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr, REGION: tl.constexpr, EXACT: tl.constexpr,
+    EDGE: tl.constexpr, EMPTY: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys: the running maximum, sum and weighted values of each row."""
     keys = start + tl.arange(0, BN)
     k0 = load(K, keys, M, k_n, k_d, 0, D0, D, EDGE)
     k1 = second(K, keys, M, k_n, k_d, k0, D0, D1, D, EDGE)
-    s = product(q0, q1, k0, k1, tl.zeros((q0.shape[0], BN), tl.float32), D1 > 0) * scale2
+    s = product(q0, q1, k0, k1, tl.zeros((q0.shape[0], BN), tl.float32), D1 > 0, EXACT) * scale2
     if BITS > 0:
         high, low = bias_tile(Bias, keys, M, t_r, t_n, ROWS, BITS)
-        s = dot(member, tl.trans(low), dot(member, tl.trans(high), s))
+        s = dot(member, tl.trans(low), dot(member, tl.trans(high), s, EXACT), EXACT)
     if EDGE:
         s = tl.where((keys < M)[None, :], s, float("-inf"))
     if REGION:
@@ -48,13 +49,13 @@ def step(
     fade = tl.exp2(top - base)
     total = total * fade + tl.sum(p, 1)
     v0 = load(V, keys, M, v_n, v_d, 0, D0, D, EDGE)
-    acc0 = dot(p.to(v0.dtype), v0, acc0 * fade[:, None])
+    acc0 = dot(p.to(v0.dtype), v0, acc0 * fade[:, None], EXACT)
     if D1 > 0:
         v1 = load(V, keys, M, v_n, v_d, D0, D1, D, EDGE)
-        acc1 = dot(p.to(v1.dtype), v1, acc1 * fade[:, None])
+        acc1 = dot(p.to(v1.dtype), v1, acc1 * fade[:, None], EXACT)
     if RP > 0:
         g = load(Side, keys, M, g_n, g_r, 0, RP, R, EDGE)
-        acc2 = dot(p.to(g.dtype), g, acc2 * fade[:, None])
+        acc2 = dot(p.to(g.dtype), g, acc2 * fade[:, None], EXACT)
     return acc0, acc1, acc2, above, total
 
 
@@ -65,7 +66,7 @@ def forward(
     qb_b, qb_n, kb_b, kb_n, t_r, t_n, heads, group, N, M, width, first, last, scale2,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     ROWS: tl.constexpr, BITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    REGION: tl.constexpr, LIST: tl.constexpr, BLEND: tl.constexpr,
+    REGION: tl.constexpr, LIST: tl.constexpr, BLEND: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """One tile of BM queries of one head against all keys, or those of the tile's list."""
     down = tl.cdiv(N, BM)
@@ -101,19 +102,19 @@ def forward(
             acc0, acc1, acc2, top, total = step(
                 acc0, acc1, acc2, top, total, q0, q1, bits, member, start, K, V, Side, KeyBits, Bias,
                 k_n, k_d, v_n, v_d, g_n, g_r, kb_n, t_r, t_n, M, scale2,
-                D, D0, D1, R, RP, ROWS, BITS, BN, REGION, True, True)  # fmt: skip
+                D, D0, D1, R, RP, ROWS, BITS, BN, REGION, EXACT, True, True)  # fmt: skip
     else:
         whole = M // BN * BN
         for start in range(0, whole, BN):
             acc0, acc1, acc2, top, total = step(
                 acc0, acc1, acc2, top, total, q0, q1, bits, member, start, K, V, Side, KeyBits, Bias,
                 k_n, k_d, v_n, v_d, g_n, g_r, kb_n, t_r, t_n, M, scale2,
-                D, D0, D1, R, RP, ROWS, BITS, BN, REGION, False, REGION)  # fmt: skip
+                D, D0, D1, R, RP, ROWS, BITS, BN, REGION, EXACT, False, REGION)  # fmt: skip
         if whole < M:
             acc0, acc1, acc2, top, total = step(
                 acc0, acc1, acc2, top, total, q0, q1, bits, member, whole, K, V, Side, KeyBits, Bias,
                 k_n, k_d, v_n, v_d, g_n, g_r, kb_n, t_r, t_n, M, scale2,
-                D, D0, D1, R, RP, ROWS, BITS, BN, REGION, True, REGION)  # fmt: skip
+                D, D0, D1, R, RP, ROWS, BITS, BN, REGION, EXACT, True, REGION)  # fmt: skip
     empty = total == 0.0
     total = tl.where(empty, 1.0, total)
     acc0 = acc0 / total[:, None]

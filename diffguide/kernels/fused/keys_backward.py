@@ -27,17 +27,17 @@ def step(
     dk0, dk1, dv0, dv1, k0, k1, v0, v1, g, own, high, low, keys, start, Q, DOut, DSide, Lse, Delta, QueryBits,
     q_n, q_d, do_n, do_d, ds_n, ds_r, qb_n, N, M, scale2, side_up, unside, shrink,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    BITS: tl.constexpr, BM: tl.constexpr, REGION: tl.constexpr,
+    BITS: tl.constexpr, BM: tl.constexpr, REGION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """What one tile of queries of one head adds."""
     rows = start + tl.arange(0, BM)
     q0 = load(Q, rows, N, q_n, q_d, 0, D0, D, True)
     q1 = second(Q, rows, N, q_n, q_d, q0, D0, D1, D, True)
-    s = product(k0, k1, q0, q1, tl.zeros((k0.shape[0], BM), tl.float32), D1 > 0) * scale2
+    s = product(k0, k1, q0, q1, tl.zeros((k0.shape[0], BM), tl.float32), D1 > 0, EXACT) * scale2
     bits = bits_of(QueryBits, rows, N, qb_n, REGION)
     if BITS > 0:
         member = tl.trans(membership(bits, BITS))
-        s = dot(low, member, dot(high, member, s))
+        s = dot(low, member, dot(high, member, s, EXACT), EXACT)
     s = tl.where((keys < M)[:, None], s, float("-inf"))
     if REGION:
         s = tl.where((own[:, None] & bits[None, :]) != 0, s, float("-inf"))
@@ -46,19 +46,19 @@ def step(
     p = tl.exp2(s - lse[None, :])
     do0 = load(DOut, rows, N, do_n, do_d, 0, D0, D, True)
     do1 = second(DOut, rows, N, do_n, do_d, do0, D0, D1, D, True)
-    dv0 = dot(p.to(do0.dtype), do0, dv0)
+    dv0 = dot(p.to(do0.dtype), do0, dv0, EXACT)
     if D1 > 0:
-        dv1 = dot(p.to(do1.dtype), do1, dv1)
+        dv1 = dot(p.to(do1.dtype), do1, dv1, EXACT)
     dp = tl.zeros((k0.shape[0], BM), tl.float32)
     if RP > 0:
         ds = load(DSide, rows, N, ds_n, ds_r, 0, RP, R, True) * side_up
-        dp = dot(g, tl.trans(ds.to(g.dtype)), dp) * unside
-    dp = product(v0, v1, do0, do1, dp, D1 > 0)
+        dp = dot(g, tl.trans(ds.to(g.dtype)), dp, EXACT) * unside
+    dp = product(v0, v1, do0, do1, dp, D1 > 0, EXACT)
     row_delta = tl.load(Delta + rows, mask=rows < N, other=0.0)
     dz = (p * ((dp - row_delta[None, :]) * shrink)).to(q0.dtype)
-    dk0 = dot(dz, q0, dk0)
+    dk0 = dot(dz, q0, dk0, EXACT)
     if D1 > 0:
-        dk1 = dot(dz, q1, dk1)
+        dk1 = dot(dz, q1, dk1, EXACT)
     return dk0, dk1, dv0, dv1
 
 
@@ -70,7 +70,7 @@ def keys_backward(
     heads, group, N, M, width, scale, scale2,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     ROWS: tl.constexpr, BITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    REGION: tl.constexpr, LIST: tl.constexpr,
+    REGION: tl.constexpr, LIST: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """One tile of BN keys of one key head against all queries, or those tiles whose list names it."""
     down = tl.cdiv(M, BN)
@@ -121,13 +121,13 @@ def keys_backward(
                 dk0, dk1, dv0, dv1 = step(
                     dk0, dk1, dv0, dv1, k0, k1, v0, v1, g, own, high, low, keys, start, q, do, ds, lse, row_delta, QueryBits,
                     q_n, q_d, do_n, do_d, ds_n, ds_r, qb_n, N, M, scale2, side_up, unside, shrink,
-                    D, D0, D1, R, RP, BITS, BM, REGION)  # fmt: skip
+                    D, D0, D1, R, RP, BITS, BM, REGION, EXACT)  # fmt: skip
         else:
             for start in range(0, N, BM):
                 dk0, dk1, dv0, dv1 = step(
                     dk0, dk1, dv0, dv1, k0, k1, v0, v1, g, own, high, low, keys, start, q, do, ds, lse, row_delta, QueryBits,
                     q_n, q_d, do_n, do_d, ds_n, ds_r, qb_n, N, M, scale2, side_up, unside, shrink,
-                    D, D0, D1, R, RP, BITS, BM, REGION)  # fmt: skip
+                    D, D0, D1, R, RP, BITS, BM, REGION, EXACT)  # fmt: skip
     lower = tl.exp2(-LIFT)
     back = scale * tl.load(Factors + 3)
     DK += b * dk_b + hk * dk_h

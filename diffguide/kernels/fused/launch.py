@@ -42,6 +42,11 @@ def architecture(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
+def exactness(arch: str) -> str:
+    """How float32 is multiplied: on NVIDIA's matrix unit in three parts of 10 bits, since whole it has none and spills."""
+    return "tf32x3" if arch.startswith("sm_") else "ieee"
+
+
 def chunks(D: int) -> tuple[int, int]:
     """A head width as one or two powers of two of at least 16: 64 = 64 + 0, 80 = 64 + 16, 40 = 32 + 16 (8 unused)."""
     first = max(16, 1 << (D.bit_length() - 1))
@@ -66,7 +71,7 @@ def column_map(q: Tensor, k: Tensor, lse: Tensor, out: Tensor, scale: float, arc
     arguments |= dict(zip(("m_b", "m_h", "m_n"), (strides[0], 0, strides[1]) if mean else strides, strict=True))
     arguments |= {"heads": H, "group": H // k.shape[1], "N": N, "R": R, "scale2": scale * LOG2E}
     D0, D1 = chunks(D)
-    constants = {"D": D, "D0": D0, "D1": D1, "BM": chosen.BM, "BN": chosen.BN, "MEAN": mean}
+    constants = {"D": D, "D0": D0, "D1": D1, "BM": chosen.BM, "BN": chosen.BN, "MEAN": mean, "EXACT": exactness(arch)}
     programs = _tiles(N, chosen.BM) * _tiles(R, chosen.BN) * B * (1 if mean else H)
     return Launch(columns, programs, arguments, constants, chosen)
 
@@ -116,7 +121,7 @@ class Problem:
         D0, D1 = chunks(D)
         rows = 0 if self.bias is None else self.bias.shape[0]
         given = {"D": D, "D0": D0, "D1": D1, "R": self.R, "RP": padded(self.R), "ROWS": rows, "BITS": padded(rows)}
-        given |= {"BM": chosen.BM, "BN": chosen.BN}
+        given |= {"BM": chosen.BM, "BN": chosen.BN, "EXACT": exactness(self.arch)}
         return given | {"REGION": self.query_bits is not None, "LIST": self.blocks is not None}
 
 

@@ -22,16 +22,16 @@ def step(
     dq0, dq1, q0, q1, do0, do1, ds, lse, row_delta, bits, member, start, K, V, Side, KeyBits, Bias,
     k_n, k_d, v_n, v_d, g_n, g_r, kb_n, t_r, t_n, M, scale2, unside, shrink,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    ROWS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr, REGION: tl.constexpr,
+    ROWS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr, REGION: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """What one tile of keys adds."""
     keys = start + tl.arange(0, BN)
     k0 = load(K, keys, M, k_n, k_d, 0, D0, D, True)
     k1 = second(K, keys, M, k_n, k_d, k0, D0, D1, D, True)
-    s = product(q0, q1, k0, k1, tl.zeros((q0.shape[0], BN), tl.float32), D1 > 0) * scale2
+    s = product(q0, q1, k0, k1, tl.zeros((q0.shape[0], BN), tl.float32), D1 > 0, EXACT) * scale2
     if BITS > 0:
         high, low = bias_tile(Bias, keys, M, t_r, t_n, ROWS, BITS)
-        s = dot(member, tl.trans(low), dot(member, tl.trans(high), s))
+        s = dot(member, tl.trans(low), dot(member, tl.trans(high), s, EXACT), EXACT)
     s = tl.where((keys < M)[None, :], s, float("-inf"))
     if REGION:
         own = bits_of(KeyBits, keys, M, kb_n, True)
@@ -39,14 +39,14 @@ def step(
     p = tl.exp2(s - lse[:, None])
     dp = tl.zeros((q0.shape[0], BN), tl.float32)
     if RP > 0:
-        dp = dot(ds, tl.trans(load(Side, keys, M, g_n, g_r, 0, RP, R, True)), dp) * unside
+        dp = dot(ds, tl.trans(load(Side, keys, M, g_n, g_r, 0, RP, R, True)), dp, EXACT) * unside
     v0 = load(V, keys, M, v_n, v_d, 0, D0, D, True)
     v1 = second(V, keys, M, v_n, v_d, v0, D0, D1, D, True)
-    dp = product(do0, do1, v0, v1, dp, D1 > 0)
+    dp = product(do0, do1, v0, v1, dp, D1 > 0, EXACT)
     dz = (p * ((dp - row_delta[:, None]) * shrink)).to(k0.dtype)
-    dq0 = dot(dz, k0, dq0)
+    dq0 = dot(dz, k0, dq0, EXACT)
     if D1 > 0:
-        dq1 = dot(dz, k1, dq1)
+        dq1 = dot(dz, k1, dq1, EXACT)
     return dq0, dq1
 
 
@@ -58,7 +58,7 @@ def queries_backward(
     heads, group, N, M, width, scale, scale2,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     ROWS: tl.constexpr, BITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    REGION: tl.constexpr, LIST: tl.constexpr,
+    REGION: tl.constexpr, LIST: tl.constexpr, EXACT: tl.constexpr,
 ):  # fmt: skip
     """One tile of BM queries of one head against all keys, or those of the tile's list."""
     down = tl.cdiv(N, BM)
@@ -102,13 +102,13 @@ def queries_backward(
             dq0, dq1 = step(
                 dq0, dq1, q0, q1, do0, do1, ds, lse, row_delta, bits, member, start, K, V, Side, KeyBits, Bias,
                 k_n, k_d, v_n, v_d, g_n, g_r, kb_n, t_r, t_n, M, scale2, unside, shrink,
-                D, D0, D1, R, RP, ROWS, BITS, BN, REGION)  # fmt: skip
+                D, D0, D1, R, RP, ROWS, BITS, BN, REGION, EXACT)  # fmt: skip
     else:
         for start in range(0, M, BN):
             dq0, dq1 = step(
                 dq0, dq1, q0, q1, do0, do1, ds, lse, row_delta, bits, member, start, K, V, Side, KeyBits, Bias,
                 k_n, k_d, v_n, v_d, g_n, g_r, kb_n, t_r, t_n, M, scale2, unside, shrink,
-                D, D0, D1, R, RP, ROWS, BITS, BN, REGION)  # fmt: skip
+                D, D0, D1, R, RP, ROWS, BITS, BN, REGION, EXACT)  # fmt: skip
     back = scale * tl.load(Factors + 3)
     DQ += b * dq_b + h * dq_h
     store(DQ, rows, N, dq_n, 1, dq0 * back, 0, D0, D)

@@ -20,20 +20,20 @@ LIFT = tl.constexpr(14.0)
 
 
 @triton.jit
-def dot(a, b, acc):
-    """acc + a b, [I, K] [K, J] on [I, J] float32. Without `ieee` a GPU would round float32 to 10 bits (tf32)."""
+def dot(a, b, acc, EXACT: tl.constexpr):
+    """acc + a b, [I, K] [K, J] on [I, J] float32. `EXACT` is how float32 is multiplied: a GPU left alone takes 10 bits (tf32)."""
     if INTERPRETED:
         return acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     else:
-        return tl.dot(a, b, acc, input_precision="ieee")
+        return tl.dot(a, b, acc, input_precision=EXACT)
 
 
 @triton.jit
-def product(a0, a1, b0, b1, acc, TWO: tl.constexpr):
+def product(a0, a1, b0, b1, acc, TWO: tl.constexpr, EXACT: tl.constexpr):
     """acc + a bᵀ over one chunk or two."""
-    acc = dot(a0, tl.trans(b0), acc)
+    acc = dot(a0, tl.trans(b0), acc, EXACT)
     if TWO:
-        acc = dot(a1, tl.trans(b1), acc)
+        acc = dot(a1, tl.trans(b1), acc, EXACT)
     return acc
 
 
