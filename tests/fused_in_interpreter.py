@@ -1,4 +1,4 @@
-"""Promises of the fused kernels, kept on the CPU by Triton's interpreter: `test_fused.py` runs this file in a process of its own.
+"""Promises of the fused kernels, kept on the CPU by Triton's interpreter: `test_fused.py` runs this in a process.
 
 TRITON_INTERPRET=1 has to be set before the kernels are imported. The judge is float64 attention the long way round.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 from diffguide.kernels import fused
 from diffguide.kernels.fused import launch, ops
 
-# rounding of the dtype, with room: float32 5e-7 and float16 3.3e-4 were measured; bfloat16, 6.2e-3, is cut there, not rounded
+# rounding of the dtype, with room: measured were 5e-7, 3.3e-4 and 6.2e-3; there bfloat16 is cut, not rounded
 BAR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1.5e-2}
 # side values are multiplied in float16 beside bfloat16, too
 SIDE_BAR = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-3}
@@ -122,7 +122,9 @@ def test_two_batches_of_bits_and_side_values_per_head() -> None:
 
 def test_the_highest_bit_is_a_bit_like_others() -> None:
     given = tensors(H=1, N=20, M=20, D=40, regions=2)
-    given["query_bits"], given["key_bits"] = (torch.where(x == 1, -(2**31), x) for x in (given["query_bits"], given["key_bits"]))
+    given["query_bits"], given["key_bits"] = (
+        torch.where(x == 1, -(2**31), x) for x in (given["query_bits"], given["key_bits"])
+    )
     check(given, torch.float32)
 
 
@@ -179,7 +181,7 @@ def test_rows_without_a_key_are_zero_and_their_gradients_too(dtype: torch.dtype)
 
 @DTYPES
 def test_large_logits_stay_finite(dtype: torch.dtype) -> None:
-    """Logits of ±1e4. Float32 itself knows such a logit to half a unit in its last place, 1e4 · 6e-8, and a share with it."""
+    """Logits of ±1e4: float32 itself knows them to half a unit in the last place, 1e4 · 6e-8, and a share with them."""
     given = tensors(H=1, N=40, M=70, D=64, R=2, dtype=dtype)
     reach = float(torch.einsum("bhnd,bhmd->bhnm", given["q"].double(), given["k"].double()).abs().max()) / 8
     given["q"] = given["q"] * (1e4 / reach)
@@ -265,7 +267,7 @@ def test_two_lists_merge_by_their_row_sums() -> None:
 
 
 def test_a_bias_is_a_factor_of_the_weights() -> None:
-    """log w on the logits of one region, far below and above what float16 resolves, against the weights multiplied by w."""
+    """log w on the logits against weights multiplied by w, for w as different as float16 would not resolve."""
     given = tensors(H=1, N=40, M=50, D=40, R=1, regions=1)
     given["query_bits"][:] = 1
     w = torch.tensor([1e-4, 0.37, 1.0, 2.5, 1e4]).repeat(10)

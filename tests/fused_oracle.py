@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def oracle(q: Tensor, k: Tensor, v: Tensor, **given: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """out, lse and side_out of `flash` in the dtype of q, which is float64; rows without a key are 0, with lse = -inf."""
+    """out, lse and side_out of `flash` in the dtype of q, float64; rows without a key are 0, with lse = -inf."""
     H, N, M = q.shape[1], q.shape[2], k.shape[2]
     own = torch.arange(H) // (H // k.shape[1])
     k, v = k[:, own], v[:, own]

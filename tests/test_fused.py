@@ -1,4 +1,4 @@
-"""The fused kernels where no kernel can run: their operators, what they refuse, and their promises in Triton's interpreter."""
+"""The fused kernels where none can run: their operators, what they refuse, their promises in Triton's interpreter."""
 
 import os
 import subprocess
@@ -64,7 +64,9 @@ def test_only_the_gradients_that_are_asked_for_are_made(wanted: str) -> None:
     given[wanted].requires_grad_()
     truth = exact(FULL["side"])
     truth[wanted] = truth[wanted].detach().clone().requires_grad_()
-    fused.flash(**given)[2].square().sum().backward() if wanted != "v" else fused.flash(**given)[0].square().sum().backward()
+    fused.flash(**given)[2].square().sum().backward() if wanted != "v" else fused.flash(**given)[
+        0
+    ].square().sum().backward()
     own = oracle(**truth)
     (own[0] if wanted == "v" else own[2]).square().sum().backward()
     assert error(given[wanted].grad, truth[wanted].grad) < 1e-13
@@ -174,7 +176,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "3 heads for 2": ({"k": torch.zeros(1, 3, 6, 8), "v": torch.zeros(1, 3, 6, 8)}, r"k: \[1, 3, 6, 8\], expected"),
     "side of 33": ({"side": torch.zeros(1, 1, 6, 33)}, r"side: \[1, 1, 6, 33\], expected \[1, 2 or 1, 6, 1 to 32\]"),
     "bits alone": ({"query_bits": torch.zeros(1, 5, dtype=torch.int32)}, "query_bits and key_bits come together"),
-    "bits of 64": ({"query_bits": torch.zeros(1, 5).long(), "key_bits": torch.zeros(1, 6).long()}, "query_bits: torch.int64"),
+    "bits of 64": (
+        {"query_bits": torch.zeros(1, 5).long(), "key_bits": torch.zeros(1, 6).long()},
+        "query_bits: torch.int64",
+    ),
     "bias alone": ({"bias": torch.zeros(2, 6)}, "bias is per region bit"),
     "a list too short": ({"blocks": torch.zeros(2, 1, dtype=torch.int32)}, r"blocks: \[2, 1\], expected \[1, "),
     "blend of 3": ({"blend": torch.zeros(3)}, r"blend: \[3\], expected \[2\]"),
@@ -191,10 +196,13 @@ def test_refuses_what_does_not_fit_by_name(case: str) -> None:
 
 def test_a_wrong_override_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DIFFGUIDE_FUSED", "forward=64x64w4s2,backward=64x64")
-    with pytest.raises(ValueError, match="backward=64x64.*expected KERNEL=BMxBNwWARPSsSTAGES"):
+    with pytest.raises(ValueError, match=r"backward=64x64.*expected KERNEL=BMxBNwWARPSsSTAGES"):
         settings.setting("forward", "sm_90", torch.float16, 64, 0, region=False, listed=False)
 
 
-@pytest.mark.parametrize(("width", "parts"), [(8, (16, 0)), (40, (32, 16)), (64, (64, 0)), (72, (64, 16)), (80, (64, 16)), (96, (64, 32)), (160, (128, 32))])
+@pytest.mark.parametrize(
+    ("width", "parts"),
+    [(8, (16, 0)), (40, (32, 16)), (64, (64, 0)), (72, (64, 16)), (80, (64, 16)), (96, (64, 32)), (160, (128, 32))],
+)
 def test_head_widths_are_two_powers_of_two(width: int, parts: tuple[int, int]) -> None:
     assert launch.chunks(width) == parts

@@ -1,7 +1,8 @@
 """Fused attention in Triton: flash attention with side values, region bits and block lists, and columns of a map.
 
-Importing this needs neither Triton nor a GPU; `reason` says whether a call could use them. No GPU has run these kernels yet: their
-numbers are checked in Triton's interpreter, their code by the compiler's report (`python -m diffguide.kernels.report`).
+Importing this needs neither Triton nor a GPU; `reason` says whether a call could use them. No GPU has run these
+kernels yet: their numbers are checked in Triton's interpreter, their code by the compiler's report (`python -m
+diffguide.kernels.report`).
 """
 
 from importlib.util import find_spec
@@ -51,8 +52,8 @@ def column_map(q: Tensor, k: Tensor, lse: Tensor, *, scale: float, head_mean: bo
     Args:
         q: queries [B, H, N, D].
         k: the selected keys [B, H, R, D], with as many heads as q or a divisor of that.
-        lse: log of the sum of the exponentials of a row over all keys, natural, float32 [B, H, N]; -inf for a row that may
-            attend to nothing, whose shares are then 0.
+        lse: log of the sum of the exponentials of a row over all keys, natural, float32 [B, H, N]; -inf for a row that
+            may attend to nothing, whose shares are then 0.
         scale: factor of the logits, the one that made `lse`.
         head_mean: average over heads, in the kernel.
 
@@ -88,20 +89,21 @@ def flash(
         k: keys [B, H, M, D], with as many heads as q or a divisor of that (then shared by neighbouring query heads).
         v: values, as k.
         scale: factor of the logits, D ** -0.5 if not given.
-        side: further value columns [B or 1, 1 or H, M, R], R at most 32: one-hot columns or weights of regions, which makes
-            `side_out` a reduced map. Taken as float16 beside both half types, so within ±65504. No gradient.
+        side: further value columns [B or 1, 1 or H, M, R], R at most 32: one-hot columns or weights of regions, which
+            makes `side_out` a reduced map. Taken as float16 beside both half types, so within ±65504. No gradient.
         query_bits: regions of each query as bits, int32 [B or 1, N]; together with `key_bits`.
         key_bits: int32 [B or 1, M]. A query attends to a key if they share a bit.
-        bias: for each region bit a term of the logits of all keys, [bits, M], natural log units, finite and within ±30000:
-            a query has the sum over its bits. Needs the bits. No gradient.
-        blocks: the key tiles that each query tile attends to, int32 [N tiles, L] with tiles of 64 tokens, each at most once,
-            padded with -1.
+        bias: for each region bit a term of the logits of all keys, [bits, M], natural log units, finite and within
+            ±30000: a query has the sum over its bits. Needs the bits. No gradient.
+        blocks: the key tiles that each query tile attends to, int32 [N tiles, L] with tiles of 64 tokens, each at most
+            once, padded with -1.
         blend: w [H] in 0..1: out becomes (1 - w) out + w v, row by row.
         blend_rows: the rows that are blended, all if not given.
 
     Returns:
-        out [B, H, N, D] in the dtype of q and laid out in memory as q; the natural log of the row sums, float32 [B, H, N];
-        side_out, float32 [B, H, N, R], or None without `side`. A row without an allowed key has out 0, side_out 0 and -inf.
+        out [B, H, N, D] in the dtype of q and laid out in memory as q; the natural log of the row sums, float32
+        [B, H, N]; side_out, float32 [B, H, N, R], or None without `side`. A row without an allowed key has out 0,
+        side_out 0 and -inf.
         out and side_out are differentiable in q, k and v, the log is not. The same inputs give the same bits.
 
     Raises:
@@ -151,9 +153,16 @@ def _fit_keys(q: Tensor, k: Tensor, v: Tensor) -> None:
     if q.ndim != 4 or min(q.shape) < 1:
         raise ValueError(f"q: {list(q.shape)}, expected [B, H, N, D], none of them 0")
     for name, x in (("k", k), ("v", v)):
-        _fit(name, x, [(q.shape[0],), range(1, q.shape[1] + 1), range(1, 2**31) if name == "k" else (k.shape[2],), (q.shape[3],)], q.dtype)
+        _fit(
+            name,
+            x,
+            [(q.shape[0],), range(1, q.shape[1] + 1), range(1, 2**31) if name == "k" else (k.shape[2],), (q.shape[3],)],
+            q.dtype,
+        )
     if k.shape[1] != v.shape[1] or q.shape[1] % k.shape[1]:
-        raise ValueError(f"heads of q, k and v: {q.shape[1]}, {k.shape[1]}, {v.shape[1]}; k and v need the same divisor of q's")
+        raise ValueError(
+            f"heads of q, k and v: {q.shape[1]}, {k.shape[1]}, {v.shape[1]}; k and v need the same divisor of q's"
+        )
 
 
 def _fit(name: str, x: Tensor, shape: list, dtype: torch.dtype | None = None) -> None:

@@ -31,7 +31,7 @@ def columns(
     keys = (pid % across) * BN + tl.arange(0, BN)
     acc = tl.zeros((BM, BN), tl.float32)
     for i in range(0, heads if MEAN else 1):
-        h = (b * 0 + h0 + i)
+        h = b * 0 + h0 + i
         q = Q + b * q_b + h * q_h
         k = K + b * k_b + (h // group) * k_h
         q0 = load(q, rows, N, q_n, q_d, 0, D0, D, True)

@@ -62,7 +62,7 @@ def compile_launch(launch: Launch, arch: str) -> Build:
 
 
 def _signature(names: list[str], launch: Launch) -> tuple[dict, dict, dict]:
-    """Types, constants and alignments as a launch specialises them: 1 and None are constants, multiples of 16 are known."""
+    """Types, constants and alignments as a launch specialises them: 1 and None constant, multiples of 16 known."""
     types: dict[str, str] = {}
     constants: dict[str, Any] = {}
     aligned: dict[tuple[int], list] = {}

@@ -1,4 +1,4 @@
-"""The row sums of the backward pass: delta = Σ out · d_out + Σ side_out · d_side, what softmax subtracts from dP."""
+"""Row sums of the backward pass: delta = Σ out · d_out + Σ side_out · d_side, which the softmax subtracts from dP."""
 
 import triton
 import triton.language as tl
@@ -8,8 +8,8 @@ from diffguide.kernels.fused.tiles import load, second
 
 @triton.jit
 def delta(
-    Out, DOut, SideOut, DSide, Delta, o_b, o_h, o_n, o_d, do_b, do_h, do_n, do_d, so_b, so_h, so_n, so_r, ds_b, ds_h, ds_n, ds_r,
-    heads, N,
+    Out, DOut, SideOut, DSide, Delta, o_b, o_h, o_n, o_d, do_b, do_h, do_n, do_d,
+    so_b, so_h, so_n, so_r, ds_b, ds_h, ds_n, ds_r, heads, N,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr, RP: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """BM rows of one head."""

@@ -50,8 +50,8 @@ def flash_backward(
 
 
 def logits(
-    q: Tensor, k: Tensor, query_bits: Tensor | None, key_bits: Tensor | None, bias: Tensor | None, blocks: Tensor | None,
-    scale: float,
+    q: Tensor, k: Tensor, query_bits: Tensor | None, key_bits: Tensor | None,
+    bias: Tensor | None, blocks: Tensor | None, scale: float,
 ) -> Tensor:  # fmt: skip
     """[B, H, N, M], -inf where a query may not attend."""
     s = _exact(q) @ _exact(_spread(k, q.shape[1])).mT * scale

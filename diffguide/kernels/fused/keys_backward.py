@@ -1,8 +1,8 @@
-"""The gradients of keys and values: dk = scale · dSᵀ q and dv = Pᵀ d_out, summed over the query heads that share them.
+"""Gradients of keys and values: dk = scale · dSᵀ q and dv = Pᵀ d_out, summed over the query heads that share them.
 
-Each tile of keys is one program that walks over all queries, so nothing is added in an order left to chance: the same
-inputs give the same bits. The logits are computed transposed, keys down and queries across, so that Pᵀ and dSᵀ enter
-the products as they lie in the registers.
+Each tile of keys is one program that walks over all queries, so nothing is added in an order left to chance: the
+same inputs give the same bits. The logits are computed transposed, keys down and queries across, so that Pᵀ and dSᵀ
+enter the products as they lie in the registers.
 """
 
 import triton
@@ -66,8 +66,8 @@ def step(
 def keys_backward(
     Q, K, V, Side, DOut, DSide, Lse, Delta, Factors, DK, DV, QueryBits, KeyBits, Bias, Takers, Counts,
     q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, v_b, v_h, v_n, v_d, g_b, g_h, g_n, g_r,
-    do_b, do_h, do_n, do_d, ds_b, ds_h, ds_n, ds_r, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n, qb_b, qb_n, kb_b, kb_n, t_r, t_n,
-    heads, group, N, M, width, scale, scale2,
+    do_b, do_h, do_n, do_d, ds_b, ds_h, ds_n, ds_r, dk_b, dk_h, dk_n, dv_b, dv_h, dv_n,
+    qb_b, qb_n, kb_b, kb_n, t_r, t_n, heads, group, N, M, width, scale, scale2,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
     ROWS: tl.constexpr, BITS: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     REGION: tl.constexpr, LIST: tl.constexpr, EXACT: tl.constexpr,
@@ -119,14 +119,16 @@ def keys_backward(
             for j in range(0, tl.load(Counts + tile)):
                 start = tl.load(Takers + tile * width + j) * BM
                 dk0, dk1, dv0, dv1 = step(
-                    dk0, dk1, dv0, dv1, k0, k1, v0, v1, g, own, high, low, keys, start, q, do, ds, lse, row_delta, QueryBits,
-                    q_n, q_d, do_n, do_d, ds_n, ds_r, qb_n, N, M, scale2, side_up, unside, shrink,
+                    dk0, dk1, dv0, dv1, k0, k1, v0, v1, g, own, high, low, keys, start,
+                    q, do, ds, lse, row_delta, QueryBits, q_n, q_d, do_n, do_d, ds_n, ds_r, qb_n,
+                    N, M, scale2, side_up, unside, shrink,
                     D, D0, D1, R, RP, BITS, BM, REGION, EXACT)  # fmt: skip
         else:
             for start in range(0, N, BM):
                 dk0, dk1, dv0, dv1 = step(
-                    dk0, dk1, dv0, dv1, k0, k1, v0, v1, g, own, high, low, keys, start, q, do, ds, lse, row_delta, QueryBits,
-                    q_n, q_d, do_n, do_d, ds_n, ds_r, qb_n, N, M, scale2, side_up, unside, shrink,
+                    dk0, dk1, dv0, dv1, k0, k1, v0, v1, g, own, high, low, keys, start,
+                    q, do, ds, lse, row_delta, QueryBits, q_n, q_d, do_n, do_d, ds_n, ds_r, qb_n,
+                    N, M, scale2, side_up, unside, shrink,
                     D, D0, D1, R, RP, BITS, BM, REGION, EXACT)  # fmt: skip
     lower = tl.exp2(-LIFT)
     back = scale * tl.load(Factors + 3)

@@ -43,7 +43,7 @@ def architecture(device: torch.device) -> str:
 
 
 def exactness(arch: str) -> str:
-    """How float32 is multiplied: on NVIDIA's matrix unit in three parts of 10 bits, since whole it has none and spills."""
+    """How float32 is multiplied: NVIDIA's matrix unit takes three parts of 10 bits; without the unit it spills."""
     return "tf32x3" if arch.startswith("sm_") else "ieee"
 
 
@@ -92,12 +92,12 @@ class Problem:
     arch: str
 
     @property
-    def R(self) -> int:
+    def sides(self) -> int:
         return 0 if self.side is None else self.side.shape[3]
 
     def setting(self, kernel: str) -> Setting:
         flags = {"region": self.query_bits is not None, "listed": self.blocks is not None}
-        return setting(kernel, self.arch, self.q.dtype, self.q.shape[3], self.R, **flags)
+        return setting(kernel, self.arch, self.q.dtype, self.q.shape[3], self.sides, **flags)
 
     def arguments(self) -> dict[str, Any]:
         """What the flash kernels have in common."""
@@ -120,12 +120,22 @@ class Problem:
         D = self.q.shape[3]
         D0, D1 = chunks(D)
         rows = 0 if self.bias is None else self.bias.shape[0]
-        given = {"D": D, "D0": D0, "D1": D1, "R": self.R, "RP": padded(self.R), "ROWS": rows, "BITS": padded(rows)}
+        given = {
+            "D": D,
+            "D0": D0,
+            "D1": D1,
+            "R": self.sides,
+            "RP": padded(self.sides),
+            "ROWS": rows,
+            "BITS": padded(rows),
+        }
         given |= {"BM": chosen.BM, "BN": chosen.BN, "EXACT": exactness(self.arch)}
         return given | {"REGION": self.query_bits is not None, "LIST": self.blocks is not None}
 
 
-def flash(problem: Problem, out: Tensor, lse: Tensor, side_out: Tensor, blend: Tensor | None, rows: tuple[int, int]) -> Launch:
+def flash(
+    problem: Problem, out: Tensor, lse: Tensor, side_out: Tensor, blend: Tensor | None, rows: tuple[int, int]
+) -> Launch:
     """Fill `out` [B, H, N, D], `lse` [B, H, N] and `side_out` [B, H, N, R]."""
     from diffguide.kernels.fused.forward import forward
 
@@ -147,7 +157,7 @@ def delta(problem: Problem, out: Tensor, d_out: Tensor, side_out: Tensor, d_side
     arguments |= _strides("o", "bhnd", out) | _strides("do", "bhnd", d_out)
     arguments |= _strides("so", "bhnr", side_out) | _strides("ds", "bhnr", d_side)
     D0, D1 = chunks(D)
-    constants = {"D": D, "D0": D0, "D1": D1, "R": problem.R, "RP": padded(problem.R), "BM": chosen.BM}
+    constants = {"D": D, "D0": D0, "D1": D1, "R": problem.sides, "RP": padded(problem.sides), "BM": chosen.BM}
     return Launch(delta, _tiles(N, chosen.BM) * B * H, arguments, constants, chosen)
 
 
@@ -169,7 +179,9 @@ def keys_backward(problem: Problem, saved: dict[str, Tensor], dk: Tensor, dv: Te
     chosen = problem.setting("keys_backward")
     takers = None if problem.blocks is None else inverse(problem.blocks, _tiles(problem.k.shape[2], LISTED))
     arguments = _backward(problem, saved) | {"DK": dk, "DV": dv} | _list("Takers", takers)
-    arguments |= dict(zip(("dk_b", "dk_h", "dk_n", "dv_b", "dv_h", "dv_n"), dk.stride()[:3] + dv.stride()[:3], strict=True))
+    arguments |= dict(
+        zip(("dk_b", "dk_h", "dk_n", "dv_b", "dv_h", "dv_n"), dk.stride()[:3] + dv.stride()[:3], strict=True)
+    )
     programs = _tiles(dk.shape[2], chosen.BN) * dk.shape[0] * dk.shape[1]
     return Launch(keys_backward, programs, arguments, problem.constants(chosen), chosen)
 

@@ -1,7 +1,7 @@
 """The kernels as operators of torch: what autograd, `torch.compile` and `opcheck` see.
 
-An operator looks at its device: on a GPU it launches the kernels, on a CPU too if Triton interprets (TRITON_INTERPRET=1), and
-otherwise it is its meaning in plain PyTorch. Shapes are checked where a user calls, not here.
+An operator looks at its device: on a GPU it launches the kernels, on a CPU too if Triton interprets
+(TRITON_INTERPRET=1), and otherwise it is its meaning in plain PyTorch. Shapes are checked where a user calls, not here.
 """
 
 import os
@@ -118,7 +118,8 @@ def _factors(d_out: Tensor, d_side: Tensor, v: Tensor, side: Tensor | None) -> T
 
     A mean over 4096 pixels and 10 heads sends cotangents of 1e-5 here; times a share of 1e-3 float16 holds nothing of
     them. So d_side is brought to at most 1 (factor 0, undone by factor 1), and 2^14 p (dP - delta) to at most 2^15
-    (factor 2): |dP| is at most D max|d_out| max|v| + R max|d_side| max|side|. Factor 3 undoes both at the end, in float32.
+    (factor 2): |dP| is at most D max|d_out| max|v| + R max|d_side| max|side|. Factor 3 undoes that at the end, in
+    float32.
     """
     if v.dtype == torch.float32:
         factors = torch.ones(4, device=v.device)
@@ -147,7 +148,9 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> Non
 
 def _backward(ctx: Any, d_out: Tensor, d_lse: Tensor, d_side: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.blended:
-        raise RuntimeError("the blend epilogue has no backward pass: diffguide.kernels.fused.flash blends in torch instead")
+        raise RuntimeError(
+            "the blend epilogue has no backward pass: diffguide.kernels.fused.flash blends in torch instead"
+        )
     queries, keys = ctx.needs_input_grad[0], ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
     dq, dk, dv = flash_backward(d_out, d_side, *ctx.saved_tensors, ctx.scale, queries, keys)
     return dq if queries else None, dk if keys else None, dv if keys else None, *[None] * 9

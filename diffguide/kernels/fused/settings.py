@@ -1,7 +1,8 @@
 """Tiles, warps and stages of each kernel: a table, so that the first call measures nothing and two runs agree.
 
-The table holds what the compiler's report calls free of spills (docs/kernels-compiled.md), not what a stopwatch chose: no GPU has
-run these kernels yet. `DIFFGUIDE_FUSED` overrides it, for a sweep: "forward=64x64w4s2,keys_backward=64x64w8s1".
+The table holds what the compiler's report calls free of spills (docs/kernels-compiled.md), not what a stopwatch
+chose: no GPU has run these kernels yet.
+`DIFFGUIDE_FUSED` overrides it, for a sweep: "forward=64x64w4s2,keys_backward=64x64w8s1".
 """
 
 import os

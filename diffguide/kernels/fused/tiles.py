@@ -1,4 +1,4 @@
-"""What the kernels share on a tile: loads at an edge, products over two chunks of the head width, biased and masked logits.
+"""What the kernels share on a tile: loads at an edge, products over two chunks of the head width, region bits, biases.
 
 A head width that is no power of two is two chunks, 80 = 64 + 16, not 128: padding would cost 1.6 times the work, and
 160 padded to 256 fits into no register file. Logits are in powers of two, because `exp2` is the instruction there is.
@@ -21,7 +21,7 @@ LIFT = tl.constexpr(14.0)
 
 @triton.jit
 def dot(a, b, acc, EXACT: tl.constexpr):
-    """acc + a b, [I, K] [K, J] on [I, J] float32. `EXACT` is how float32 is multiplied: a GPU left alone takes 10 bits (tf32)."""
+    """acc + a b, [I, K] [K, J] on [I, J]. `EXACT`: how to multiply float32, of which a GPU left alone takes 10 bits."""
     if INTERPRETED:
         return acc + tl.dot(a.to(tl.float32), b.to(tl.float32), input_precision="ieee")
     else:
@@ -38,10 +38,13 @@ def product(a0, a1, b0, b1, acc, TWO: tl.constexpr, EXACT: tl.constexpr):
 
 
 @triton.jit
-def load(P, rows, height, row_stride, column_stride, FIRST: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr, EDGE: tl.constexpr):
+def load(
+    P, rows, height, row_stride, column_stride, FIRST: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
+    EDGE: tl.constexpr,
+):  # fmt: skip
     """P[rows, FIRST:FIRST + CHUNK], zero beyond `WIDTH` columns and, with `EDGE`, beyond `height` rows."""
     columns = FIRST + tl.arange(0, CHUNK)
-    # in 64 bits: a video of 171360 tokens, 40 heads of 128, passes 2^31 elements at the third row
+    # in 64 bits: beside 40 heads of 128 in one row of memory, token 419431 lies 2^31 elements away
     at = P + rows.to(tl.int64)[:, None] * row_stride + columns[None, :] * column_stride
     if FIRST + CHUNK > WIDTH:
         if EDGE:
@@ -56,7 +59,10 @@ def load(P, rows, height, row_stride, column_stride, FIRST: tl.constexpr, CHUNK:
 
 
 @triton.jit
-def second(P, rows, height, row_stride, column_stride, first, D0: tl.constexpr, D1: tl.constexpr, D: tl.constexpr, EDGE: tl.constexpr):
+def second(
+    P, rows, height, row_stride, column_stride, first, D0: tl.constexpr, D1: tl.constexpr, D: tl.constexpr,
+    EDGE: tl.constexpr,
+):  # fmt: skip
     """The second chunk, or `first`, which stands in its place and is never used, where there is only one."""
     if D1 > 0:
         return load(P, rows, height, row_stride, column_stride, D0, D1, D, EDGE)
