@@ -66,12 +66,6 @@ def check(given: dict[str, Any], dtype: torch.dtype, *, cotangent: float = 1.0, 
         assert error(x, y) < bar * BAR[dtype] + 1.5 * rounding, f"d{name}"
 
 
-@DTYPES
-@pytest.mark.parametrize("case", CASES)
-def test_agrees_with_float64(case: str, dtype: torch.dtype) -> None:
-    check(tensors(dtype=dtype, **CASES[case]), dtype)
-
-
 def test_one_key_gets_all_attention() -> None:
     """The softmax over one number is 1: what reaches q and k is rounding, of cotangents and values of about 1."""
     given = leaves(tensors(N=70, M=1, D=40, R=2))
@@ -385,3 +379,17 @@ def test_compiled_whole_and_with_the_same_gradients() -> None:
 def test_each_key_tile_knows_the_query_tiles_that_name_it() -> None:
     blocks = torch.tensor([[0, 2], [2, -1], [1, 9]], dtype=torch.int32)
     assert launch.inverse(blocks, 3).tolist() == [[0, -1, -1], [2, -1, -1], [0, 1, -1]]
+
+
+def test_the_checks_for_a_gpu_find_nothing_wrong_here() -> None:
+    """What `python -m diffguide.kernels.report --device cuda` will run, at two of its cases."""
+    from diffguide.kernels.fused.measured import check
+
+    for row in check("cpu", [torch.float16], [40], ["plain", "all, listed"], [(33, 70)]):
+        assert row["good"], row
+
+
+@DTYPES
+@pytest.mark.parametrize("case", CASES)
+def test_agrees_with_float64(case: str, dtype: torch.dtype) -> None:
+    check(tensors(dtype=dtype, **CASES[case]), dtype)
