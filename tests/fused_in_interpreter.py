@@ -127,7 +127,7 @@ def test_slices_of_a_joint_tensor_and_other_strides() -> None:
     draw = torch.Generator().manual_seed(2)
     joint = torch.randn(2, 60, 3, 2, 40, generator=draw)
     q, k, v = joint.permute(2, 0, 3, 1, 4).unbind(0)
-    check({"q": q[:, :, 20:], "k": k[:, :, :50], "v": v[:, :, :50]}, torch.float32)
+    check({"q": q[:, :, 20:], "k": k[:, :, :50], "v": v[:, :, :50].contiguous()}, torch.float32)
     crossed = torch.randn(3, 1, 1, 40, 70, generator=draw).transpose(-1, -2)
     q, k, v = crossed.unbind(0)
     assert k.stride(-1) != 1
@@ -209,6 +209,21 @@ def test_small_cotangents_of_a_map_survive_float16(size: float) -> None:
     (found,) = torch.autograd.grad(side_out, [given["q"]], cotangent)
     (right,) = torch.autograd.grad(own_side, [truth["q"]], cotangent.double())
     assert error(found, right) < BAR[torch.float16] + 1.5 * error(right.half(), right)
+
+
+def test_keys_that_get_a_millionth_keep_their_gradients_in_float16() -> None:
+    """One key takes all but 1e-6 of each row; float16 alone would know such a share to four bits."""
+    given = tensors(H=1, N=64, M=50, D=64, dtype=torch.float16)
+    given["q"] = given["q"].abs() / 8
+    given["k"][:, :, 0] = 14 * 8 / given["q"].float().sum(-1).mean().item()
+    given, truth = leaves(given), leaves(exact(given))
+    out, own = fused.flash(**given)[0], oracle(**truth)[0]
+    cotangent = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).half()
+    found, right = gradients([out], given, [cotangent]), gradients([own], truth, [cotangent.double()])
+    assert 1e-8 < float(right[2][:, :, 1:].abs().mean()) < 1e-4
+    for x, y in zip(found[1:], right[1:], strict=True):
+        x, y = x[:, :, 1:], y[:, :, 1:]
+        assert error(x, y) < BAR[torch.float16] + 1.5 * error(y.half(), y)
 
 
 def test_large_cotangents_and_values_stay_within_float16() -> None:

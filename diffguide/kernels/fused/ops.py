@@ -122,7 +122,7 @@ def _factors(d_out: Tensor, d_side: Tensor, v: Tensor, side: Tensor | None) -> T
     float32.
     """
     if v.dtype == torch.float32:
-        factors = torch.ones(4, device=v.device)
+        up = shrink = torch.ones((), device=v.device)
     else:
         most = _largest(d_out) * _largest(v) * v.shape[3]
         sides = torch.zeros((), device=v.device)
@@ -131,8 +131,7 @@ def _factors(d_out: Tensor, d_side: Tensor, v: Tensor, side: Tensor | None) -> T
             most = most + sides * _largest(side) * side.shape[3]
         # clamped where a power of two would leave float32
         up, shrink = (torch.exp2(-torch.frexp(x).exponent.clamp(-100, 100).float()) for x in (sides, most))
-        factors = torch.stack((up, 1 / up, shrink, 1 / shrink))
-    return factors * factors.new_tensor((1, 1, 1, 2.0**-14))
+    return torch.stack((up, 1 / up, shrink, 2.0**-14 / shrink))
 
 
 def _largest(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ FLAGS: dict[str, dict[str, int]] = {
     "side": {"R": 16},
     "regions": {"R": 16, "bits": 4},
     "all": {"R": 32, "bits": 4, "bias": 4},
-    "all, listed": {"R": 32, "bits": 4, "bias": 4, "tiles": 8},
+    "all, listed": {"R": 32, "bits": 4, "bias": 4, "tiles": 16},
 }
 
 
