@@ -157,11 +157,12 @@ def test_says_why_not(args: Any, why: str) -> None:
 @pytest.mark.parametrize(
     ("arch", "dtype", "why"),
     [
-        ("sm_75", torch.bfloat16, "sm_75 has no bfloat16"),
-        ("sm_75", torch.float16, "no setting for sm_75 was ever compiled"),
+        ("sm_75", torch.bfloat16, "sm_75 is before sm_80: without its matrix instructions the kernels spill"),
+        ("sm_75", torch.float16, "sm_75 is before sm_80: without its matrix instructions the kernels spill"),
         ("gfx1100", torch.float16, "no setting for gfx1100 was ever compiled"),
         ("sm_80", torch.bfloat16, None),
-        ("sm_120", torch.float32, None),
+        ("sm_120", torch.float16, None),
+        ("sm_90", torch.float32, "float32 spills in every setting that was tried"),
         ("gfx942", torch.float16, None),
     ],
 )

@@ -6,10 +6,12 @@ instead.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--flags", action="append", help="only these flags: plain, side, regions, all, 'all, listed'")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of q, k and v (default bfloat16)")
     parser.add_argument("--page", metavar="FILE", help="write the table between its marks in this page of Markdown")
-    parser.add_argument("--json", metavar="FILE", help="write the rows to this file")
+    parser.add_argument(
+        "--json", metavar="FILE", help="keep the rows in this file; a run that was cut short goes on from it"
+    )
     parser.add_argument(
         "--device", choices=["cuda"], help="do not compile for others: check and time on the GPU that is here"
     )
@@ -86,6 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.exit(2, "triton is not installed: pip install triton\n")
     if options.device:
         return _measure(parser, options)
+    from diffguide.kernels.fused import WIDEST
     from diffguide.kernels.fused.samples import FLAGS
     from diffguide.kernels.fused.settings import KERNELS
 
@@ -93,20 +98,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for value in getattr(options, name) or ():
             if value not in known:
                 parser.exit(2, f"--{name} is {value!r}; expected one of {', '.join(known)}\n")
+    for width in options.width or ():
+        if not 8 <= width <= WIDEST:
+            parser.exit(2, f"--width is {width}; expected 8 to {WIDEST}\n")
     if options.page and not _marked(Path(options.page)):
         parser.exit(2, f"--page: {options.page} is not there or has no line {BEGIN}\n")
-    rows = []
+    kept = Path(options.json) if options.json else None
+    source = _source(options.dtype)
+    done = _done(kept, source)
     for chosen in configurations(options.arch or (), options.kernel or (), options.width or (), options.flags or ()):
-        row = build(*chosen, dtype=DTYPES[options.dtype])
-        rows.append(row)
-        print(f"{row['arch']} {row['kernel']} D {row['D']} {row['flags']}, {row['tiles']}: {_say(row)}", flush=True)
-    if options.json:
-        Path(options.json).write_text(json.dumps(rows, indent=1) + "\n")
+        if chosen not in done:
+            row = done[chosen] = build(*chosen, dtype=DTYPES[options.dtype])
+            print(f"{row['arch']} {row['kernel']} D {row['D']} {row['flags']}, {row['tiles']}: {_say(row)}", flush=True)
+        if kept:
+            kept.write_text(json.dumps({"source": source, "rows": list(done.values())}, indent=1) + "\n")
+    rows = [done[chosen] for chosen in configurations() if chosen in done]
     if options.page:
         _write(Path(options.page), page(rows))
     bad = [row for row in rows if row["faults"]]
     print(f"{len(rows)} kernels compiled, {len(bad)} do not fit")
     return int(bool(bad))
+
+
+def _source(dtype: str) -> str:
+    """What the rows depend on: the kernels, their settings, triton and the dtype."""
+    files = sorted((Path(__file__).parent / "fused").glob("*.py"))
+    code = b"".join(file.read_bytes() for file in files)
+    return f"{hashlib.sha256(code).hexdigest()[:16]}, triton {version('triton')}, {dtype}"
+
+
+def _done(kept: Path | None, source: str) -> dict[tuple[str, str, int, str], dict[str, Any]]:
+    """Rows of an earlier run that was cut short, if it was of the same source."""
+    if kept is None or not kept.exists():
+        return {}
+    found = json.loads(kept.read_text())
+    rows = found["rows"] if found.get("source") == source else []
+    return {(row["arch"], row["kernel"], row["D"], row["flags"]): row for row in rows}
 
 
 def _say(row: dict[str, Any]) -> str:

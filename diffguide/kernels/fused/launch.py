@@ -64,7 +64,7 @@ def column_map(q: Tensor, k: Tensor, lse: Tensor, out: Tensor, scale: float, arc
     from diffguide.kernels.fused.columns import columns
 
     (B, H, N, D), R, mean = q.shape, k.shape[2], out.ndim == 3
-    chosen = setting("columns", arch, q.dtype, D, 0, region=False, listed=False)
+    chosen = setting("columns", arch, q.dtype, D, R, region=False, listed=False)
     strides = out.stride()[:-1]
     arguments = {"Q": q, "K": k, "Lse": lse, "Map": out}
     arguments |= _strides("q", "bhnd", q) | _strides("k", "bhnd", k) | _strides("l", "bhn", lse)

@@ -36,15 +36,34 @@ def setting(kernel: str, arch: str, dtype: torch.dtype, D: int, R: int, *, regio
         arch: "sm_90" and the like, "gfx942" and the like, or "interpreter".
         dtype: of q, k and v.
         D: head width.
-        R: side columns, 0 for none.
+        R: side columns, 0 for none; columns of the map for the kernel of that name.
         region: whether region bits are tested.
-        listed: whether a block list is given; its tiles are 64x64 whatever the table says.
+        listed: whether a block list is given; its tiles are 64x64 whatever the table or an override says.
 
     Raises:
         ValueError: `DIFFGUIDE_FUSED` is set and malformed.
     """
-    chosen = _overrides().get(kernel) or _table(kernel, arch, dtype, D, R, region)
+    chosen = _overrides().get(kernel) or _table(kernel, family(arch) or "interpreter", dtype, D, R, region, listed)
     return Setting(LISTED, LISTED, chosen.warps, chosen.stages) if listed else chosen
+
+
+def _table(kernel: str, arch: str, dtype: torch.dtype, D: int, R: int, region: bool, listed: bool) -> Setting:
+    if kernel == "columns":
+        return Setting(64, 16 if R <= 16 else 32 if R <= 32 else 64, 4, 2)
+    if kernel == "delta" or arch == "interpreter":
+        return Setting(64, 64, 4, 1)
+    if dtype == torch.float32:  # refused on a GPU, see `unfit`: the least that does not fit
+        return Setting(32, 32, 4, 1)
+    if arch == "gfx942":  # 64 KiB of shared memory; more than 256 registers leave one wave, and none spill
+        return Setting(64, 64, 4, 1 if kernel == "keys_backward" else 2)
+    small = arch == "sm_89"  # 99 KiB of shared memory, and the matrix unit's results lie in registers
+    if kernel == "keys_backward":
+        if small:
+            return Setting(64, 64, 4, 2) if D <= 40 else Setting(64, 64, 8, 2 if D == 128 else 1)
+        return Setting(64, 64, 4 if D <= 80 else 8, 2)
+    if listed or (small and kernel == "queries_backward" and D > 80):
+        return Setting(64, 64, 4, 2)
+    return Setting(128, 64, 8, 2 if small or kernel == "queries_backward" else 3)
 
 
 def family(arch: str) -> str | None:
@@ -58,9 +77,11 @@ def family(arch: str) -> str | None:
 
 def unfit(arch: str, dtype: torch.dtype) -> str | None:
     """Why the kernels do not run on an architecture, or None."""
-    if arch in ("sm_70", "sm_72", "sm_75") and dtype == torch.bfloat16:
-        return f"{arch} has no bfloat16"  # it compiles, without a matrix instruction and with 7396 spills
-    return f"no setting for {arch} was ever compiled" if family(arch) is None else None
+    if arch in ("sm_70", "sm_72", "sm_75"):  # compiled for float16: no matrix instruction, 2691 spills
+        return f"{arch} is before sm_80: without its matrix instructions the kernels spill"
+    if family(arch) is None:
+        return f"no setting for {arch} was ever compiled"
+    return "float32 spills in every setting that was tried" if dtype == torch.float32 else None
 
 
 def _table(kernel: str, arch: str, dtype: torch.dtype, D: int, R: int, region: bool) -> Setting:
