@@ -84,10 +84,6 @@ def unfit(arch: str, dtype: torch.dtype) -> str | None:
     return "float32 spills in every setting that was tried" if dtype == torch.float32 else None
 
 
-def _table(kernel: str, arch: str, dtype: torch.dtype, D: int, R: int, region: bool) -> Setting:
-    return Setting(64, 64, 4, 2)
-
-
 def _overrides() -> dict[str, Setting]:
     found = {}
     for part in filter(None, os.environ.get("DIFFGUIDE_FUSED", "").split(",")):
