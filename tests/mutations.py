@@ -94,7 +94,7 @@ MUTATIONS = {
 
 
 def attempt(mutation: Mutation | None, *only: str) -> str | None:
-    """The first test that fails in a copy of the kernels, alone, without the rest of the package and what it imports."""
+    """The first test that fails in a copy of the kernels alone, without the rest of the package and its imports."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder)
         shutil.copytree(ROOT / FUSED, copy / FUSED, ignore=shutil.ignore_patterns("__pycache__"))

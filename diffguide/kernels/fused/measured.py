@@ -51,16 +51,19 @@ def check(
 
 def _errors(given: launch.Problem) -> tuple[dict[str, float], bool]:
     fixed = (given.side, given.query_bits, given.key_bits, given.bias, given.blocks)
+    heads, (B, H, N, _) = (given.q, given.k, given.v), given.q.shape
+    d_out = torch.randn_like(given.q)
+    d_side = torch.randn(B, H, N, given.sides, device=given.q.device) * 1e-5
     runs = []
     for _ in range(2):
-        made = ops.flash(given.q, given.k, given.v, *fixed, None, 0, 0, given.scale)
-        torch.manual_seed(1)
-        d_out, d_side = torch.randn_like(made[0]), torch.randn_like(made[2]) * 1e-5
-        back = ops.flash_backward(d_out, d_side, given.q, given.k, given.v, *fixed, *made, given.scale, True, True)
+        made = ops.flash(*heads, *fixed, None, 0, 0, given.scale)
+        back = ops.flash_backward(d_out, d_side, *heads, *fixed, *made, given.scale, True, True)
         runs.append((*made, *back))
-    exact = [x.double() if x is not None and x.is_floating_point() else x for x in (given.q, given.k, given.v, *fixed)]
-    truth = dense.flash(*exact, None, 0, 0, given.scale)
-    gradients = dense.flash_backward(d_out.double(), d_side.double(), *exact, *truth, given.scale)
+    q, k, v, side, bias = (None if x is None else x.double() for x in (*heads, given.side, given.bias))
+    assert q is not None and k is not None and v is not None
+    rest = (given.query_bits, given.key_bits, bias, given.blocks)
+    truth = dense.flash(q, k, v, side, *rest, None, 0, 0, given.scale)
+    gradients = dense.flash_backward(d_out.double(), d_side.double(), q, k, v, side, *rest, *truth, given.scale)
     errors = {}
     for name, x, y in zip(("out", "lse", "side", "dq", "dk", "dv"), runs[0], (*truth, *gradients), strict=True):
         if y.numel():

@@ -1,5 +1,8 @@
 """The gradient of the queries: dq = scale · dS k, with dS = P ∘ (d_out vᵀ + d_side sideᵀ - delta)."""
 
+# pyright: reportArgumentType=false
+# a constant of a kernel is a tl.constexpr inside and a plain number at the call
+
 import triton
 import triton.language as tl
 

@@ -7,6 +7,9 @@ The interpreter (TRITON_INTERPRET=1) runs the same source on the CPU, but comput
 `dot` widens there, and all other arithmetic is in float32 everywhere.
 """
 
+# pyright: reportArgumentType=false
+# a constant of a kernel is a tl.constexpr inside and a plain number at the call
+
 import triton
 import triton.language as tl
 from triton import knobs
