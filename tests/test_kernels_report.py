@@ -52,8 +52,52 @@ def test_a_fault_is_shared_memory_that_is_not_there_or_a_spill_that_is_not_allow
     assert Build("sm_90", 255, 8, 0, "HGMMA 8").faults(8) == []
 
 
-def test_a_launch_is_compiled_as_it_is_launched() -> None:
-    """1 and None are constants, tensors and multiples of 16 are known to be aligned, as triton does at a call."""
+@pytest.mark.parametrize("flags", ["plain", "side", "all, listed"])
+@pytest.mark.parametrize("kernel", ["columns", "forward", "delta", "queries_backward", "keys_backward"])
+def test_triton_would_compile_a_launch_as_the_report_does(
+    kernel: str, flags: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Triton's own launcher, told that there is an H100 and stopped where it calls the compiler."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    from diffguide.kernels.fused import compiled, samples
+
+    class Driver:
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 90, 32)
+
+    class ReachedError(Exception):
+        pass
+
+    asked = []
+
+    def stop(source: Any, target: Any = None, options: Any = None, **more: Any) -> None:
+        asked.append((source, options))
+        raise ReachedError
+
+    launch = samples.sample(kernel, samples.problem("sm_90", 80, flags, torch.float16))
+    fresh = triton.jit(launch.kernel.fn)
+    monkeypatch.setattr(triton.runtime.driver, "_active", Driver())
+    monkeypatch.setattr(triton.compiler, "compile", stop)
+    with pytest.raises(ReachedError):
+        fresh.warmup(grid=(1,), **launch.arguments, **launch.constants, **launch.options)
+    ((source, options),) = asked
+    types, constants, aligned = compiled._signature(fresh.arg_names, launch)
+    assert dict(source.signature) == {name: types[name] for name in fresh.arg_names}
+    assert {fresh.arg_names[i]: x for (i,), x in source.constants.items()} == constants
+    assert {where for where, known in source.attrs.items() if known} == set(aligned)
+    assert {name: options[name] for name in launch.options} == launch.options
+
+
+def test_constants_and_alignments_of_a_launch() -> None:
+    """1 and None are constants; tensors and multiples of 16 are known to be aligned."""
     from diffguide.kernels.fused import compiled, samples
 
     launch = samples.sample("forward", samples.problem("sm_90", 80, "side", torch.float16))

@@ -54,10 +54,9 @@ def compile_launch(launch: Launch, arch: str) -> Build:
 
     amd = arch.startswith("gfx")
     target = GPUTarget("hip", arch, 64) if amd else GPUTarget("cuda", int(arch.removeprefix("sm_")), 32)
-    options = {"num_warps": launch.setting.warps, "num_stages": launch.setting.stages, "enable_fp_fusion": True}
     kernel: Any = launch.kernel
     source = ASTSource(kernel, *_signature(kernel.arg_names, launch))
-    built = triton.compile(source, target=target, options=options)
+    built = triton.compile(source, target=target, options=launch.options)
     return _amd(arch, built) if amd else _nvidia(arch, built)
 
 

@@ -23,13 +23,16 @@ class Launch:
     constants: dict[str, Any]
     setting: Setting
 
+    @property
+    def options(self) -> dict[str, int]:
+        """Triton's own keywords beside the constants. It will not always fuse a product and a sum unless told."""
+        return {"num_warps": self.setting.warps, "num_stages": self.setting.stages, "enable_fp_fusion": True}
+
     def run(self) -> None:
         """Launch it on the device of its tensors."""
         first = next(x for x in self.arguments.values() if isinstance(x, Tensor))
         with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
-            # the keyword arguments behind the constants are triton's own
-            options = {"num_warps": self.setting.warps, "num_stages": self.setting.stages}
-            self.kernel[(self.programs,)](**self.arguments, **self.constants, **options)
+            self.kernel[(self.programs,)](**self.arguments, **self.constants, **self.options)
 
 
 def architecture(device: torch.device) -> str:

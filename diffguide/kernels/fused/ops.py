@@ -19,7 +19,8 @@ def interpreted() -> bool:
 
 
 def _kernels(x: Tensor) -> bool:
-    return x.device.type != "cpu" or interpreted()
+    """Whether kernels, not their meaning in torch, serve `x`: they know no float64."""
+    return x.device.type != "cpu" or (interpreted() and x.dtype != torch.float64)
 
 
 def _like(x: Tensor, heads: int, tokens: int) -> Tensor:
