@@ -197,6 +197,14 @@ def test_large_logits_stay_finite(dtype: torch.dtype) -> None:
     assert error(found[2], right[2]) < BAR[dtype] + room
 
 
+def test_logits_far_below_zero_are_as_good_as_others() -> None:
+    """All logits about -300: behind the last key, where 0 would stand, exp(0 - lse) is beyond float32."""
+    given = tensors(H=1, N=33, M=70, D=64, R=2)
+    given["q"][..., 0], given["k"][..., 0] = 8.0, -300.0
+    # float32 knows 300 to 1.5e-5, and the exponential of it, 50 times the rounding of 1
+    check(given, torch.float32, bar=50)
+
+
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5, 1e-7])
 def test_small_cotangents_of_a_map_survive_float16(size: float) -> None:
     """Keys of 32 and queries of 1/32, so that dq itself is within float16 however small dS is."""

@@ -38,7 +38,7 @@ MUTATIONS = {
         "forward.py", "tl.where((keys < M)[None, :], s,", "tl.where(keys[None, :] >= 0, s,", "one_key"
     ),
     "no mask behind the last key, backward": Mutation(
-        "queries_backward.py", "(keys < M)[None, :], s", "(keys >= 0)[None, :], s", "one_key"
+        "queries_backward.py", "(keys < M)[None, :], s", "(keys >= 0)[None, :], s", "far_below"
     ),
     "a stride of k taken for 1": Mutation(
         "forward.py", "load(K, keys, M, k_n, k_d,", "load(K, keys, M, k_n, 1,", "other_strides"
