@@ -26,7 +26,7 @@ def reason(device: torch.device | str, dtype: torch.dtype, head_width: int, grad
         device: where q, k and v are.
         dtype: theirs.
         head_width: D.
-        grad: whether a gradient will be asked for.
+        grad: whether a gradient will be asked for; both ways have kernels, so the answer is the same.
     """
     device = torch.device(device)
     if find_spec("triton") is None:
