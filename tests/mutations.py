@@ -120,6 +120,8 @@ def caught(copy: Path, *only: str) -> str | None:
     told = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     if told.returncode == 0:
         return None
+    if told.returncode < 0:  # a wrong address is read as it is
+        return f"signal {-told.returncode} in {' '.join(only) or 'one of them'}"
     failed = re.search(r"^FAILED \S*?::(.*?)(?: - .*)?$", told.stdout, re.M)
     if failed is None:  # no test of that name, or none that could begin
         raise SystemExit(f"pytest ended with {told.returncode}: {(told.stdout + told.stderr)[-400:]}")
