@@ -12,10 +12,10 @@ from diffguide.recipe import MethodSpec
 
 
 def table() -> list[dict[str, Any]]:
-    """Every method in plain JSON values: name, class, help, paper, mode, layout ("needed", "taken" or None), parameters.
+    """Every method in plain JSON values: name, class, help, paper, mode, neutral, layout and parameters.
 
-    `neutral` has the parameters that switch it off, with the value at which they do: the strength, as a rule.
-
+    `layout` is "needed", "taken" or None. `neutral` has the parameters that switch it off, with the value at which they
+    do: the strength, as a rule.
     A parameter has name, type, default, low, high, choices (each None if there is none), range (the same as a text,
     empty if unbounded) and help.
     """

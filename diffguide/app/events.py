@@ -43,17 +43,11 @@ def connect(demo: gr.Blocks, parts: dict[str, Any], runner: Runner, folder: Path
         lambda: {"kind": "", "text": "Stopped."}, None, parts["progress"], cancels=[go, grid], queue=False, **QUIET
     )
 
-    looks = [parts["drawing"].input, parts["drawing"].change, parts["methods"].input, parts["methods"].change]
-    looks += [parts[n].change for n in NAMES if n not in ("drawing", "methods", "mode")]
-    gr.on(
-        looks,
-        desk.look,
-        form,
-        [parts["notes"], parts["draft"], parts["knob"]],
-        trigger_mode="always_last",
-        concurrency_limit=2,
-        **QUIET,
-    )
+    looks = [parts[n].change for n in NAMES if n != "mode"]
+    seen = [parts["notes"], parts["draft"], parts["knob"]]
+    gr.on(looks, desk.look, form, seen, trigger_mode="always_last", concurrency_limit=2, **QUIET)
+    for job in (go, grid):  # while the device was drawing, it could not be asked
+        job.then(desk.look, form, seen, concurrency_limit=2, **QUIET)
     demo.load(desk.start, parts["draft"], [*form, parts["notes"], parts["knob"]], **QUIET)
 
     parts["mode"].input(
@@ -140,7 +134,7 @@ class Desk:
             yield {parts["progress"]: {"kind": "error", "text": str(error)}}
 
     def asked(self, recipe: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
-        """Draw a recipe (see docs/recipe.md): tells its steps, then gives the PNG with the recipe inside and what it cost.
+        """Draw a recipe (see docs/recipe.md): tells its steps, then gives the PNG with the recipe inside and its cost.
 
         Cancelling the call ends the drawing at its next step.
         """
@@ -194,7 +188,8 @@ class Desk:
         """What drawing a recipe would do and what is wrong with it, without drawing: a list of notes with a level."""
         try:
             wanted = self.recipe_of(recipe)
-            form = Form(**fields_of(wanted, (512, 512)) | {"methods": wanted.methods})
+            fields: dict[str, Any] = fields_of(wanted, (512, 512)) | {"methods": wanted.methods}
+            form = Form(**fields)
             return {"notes": problems.examine(form, self.runner)}
         except DiffguideError as error:
             return {"notes": [problems.note("problem", str(error))]}

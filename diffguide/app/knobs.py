@@ -25,8 +25,8 @@ MOST = 16  # methods of a recipe
 class Knobs(Part):
     """Choose methods, turn their knobs.
 
-    Properties: `methods` (rows of `describe.table`), `mode` (those of it are offered), `layers` (of the model: number, block, heads), `presets` of heads,
-    `heat` (scores of heads found by a search: plain, scores by "L3H1").
+    Properties: `methods` (rows of `describe.table`), `mode` (those of it are offered), `layers` (of the model: number,
+    name, block, heads), `presets` of heads, `heat` (scores of heads found by a search: plain, scores by "L3H1").
     """
 
     name = "knobs"

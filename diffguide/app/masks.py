@@ -24,11 +24,13 @@ def painted(painting: dict[str, Any] | None, which: float | None, drawing: Any) 
     width, height = now.size
     share = SIDE / max(width, height)
     small = Image.fromarray(covered).resize((max(1, round(width * share)), max(1, round(height * share))))
+    inside = np.asarray(small) >= 128
+    if not inside.any():
+        raise gr.Error("too little is painted; paint a larger place", print_exception=False)
     out = io.BytesIO()
-    small.point(lambda v: 255 if v >= 128 else 0).save(out, format="PNG", optimize=True)
+    Image.fromarray(np.where(inside, 255, 0).astype(np.uint8)).save(out, format="PNG", optimize=True)
     mask = "png:" + base64.b64encode(out.getvalue()).decode()
-    region = Region("mask", mask=np.asarray(small) >= 128)
-    return _with(now, at, {"mask": mask, "box": region.instances[0]})
+    return _with(now, at, {"mask": mask, "box": Region("mask", mask=inside).instances[0]})
 
 
 def boxed(which: float | None, drawing: Any) -> Any:

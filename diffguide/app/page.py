@@ -22,6 +22,7 @@ CSS = """
 footer { opacity: 1 !important; color: var(--body-text-color) !important; }
 footer * { color: var(--body-text-color) !important; }
 #go, #stop { min-height: 46px; }
+#picture img { width: 100%; object-fit: contain; max-height: 60vh; image-rendering: auto; }
 #results button[role="tab"] { padding: 0 9px; }
 """
 DRAFT = "diffguide-draft"  # key in the browser, which keeps it for this address alone; the other word is no secret

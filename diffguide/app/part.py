@@ -22,8 +22,8 @@ class _Plain(type(gr.HTML)):
 class Part(gr.HTML, metaclass=_Plain):
     """NAME.html, NAME.css and NAME.js of the folder `static`, on a value that is a JSON object.
 
-    The template is fixed: gradio would run `{{value}}` in it as a script. What users wrote goes through `textContent` and
-    `setAttribute` in the script, and nowhere else.
+    The template is fixed: gradio would run `{{value}}` in it as a script. What users wrote goes through `textContent`
+    and `setAttribute` in the script, and nowhere else.
     """
 
     name = ""

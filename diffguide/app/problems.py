@@ -1,4 +1,4 @@
-"""What is wrong, or not as one may expect, told before anything runs: from the form, the methods and the guide itself."""
+"""What is wrong, or not as one may expect, told before anything runs: by the form, the methods and the guide."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,6 +13,7 @@ from diffguide.grid import rasterise
 from diffguide.guide import Guide
 from diffguide.layout import Layout
 from diffguide.pipelines.run import call_options, check_prompt, tells_steps
+from diffguide.processors import named
 from diffguide.recipe import Recipe
 from diffguide.registry import sites_of
 
@@ -29,6 +30,7 @@ def examine(form: Form, runner: Runner) -> list[Note]:
     found = list(of_regions(drawing_of(form.drawing), form.prompt or ""))
     if not (form.prompt or "").strip():
         found.append(note("problem", "the prompt is empty; write what the picture shows"))
+    found += list(of_needs(form))
     if any(n["level"] == "problem" for n in found):
         return found
     try:
@@ -53,6 +55,14 @@ def of_regions(drawing: Drawing, prompt: str) -> Iterator[Note]:
             yield note("problem", f"region {number} has no phrase; write the words of the prompt that belong there")
         elif not item.mask and item.area <= 0:
             yield note("problem", f"region {number} ({shortened(phrase)}) has no area; draw it again")
+
+
+def of_needs(form: Form) -> Iterator[Note]:
+    """Methods that need regions where there are none."""
+    rows = {row["name"]: row for row in describe.table()}
+    for spec in form.methods:
+        if spec.name in rows and rows[spec.name]["layout"] == "needed" and not drawing_of(form.drawing).items:
+            yield note("problem", f"{spec.name} needs regions; draw one, or press Boxes from the prompt")
 
 
 def of_methods(recipe: Recipe) -> Iterator[Note]:
@@ -89,20 +99,27 @@ def of_guide(recipe: Recipe, pipe: Any, plans: dict[Any, Plan]) -> Iterator[Note
     if not tells_steps(pipe):
         yield note("warning", f"{type(pipe).__name__} does not tell its steps: no previews, and no cancel midway")
     for text in plan.lines[1:]:
-        yield note("fact", text)
+        does, there, _ = text.partition("; sites ")
+        yield note("fact", does + (f"; {_counted(plan, text)} attention modules" if there else ""))
+
+
+def _counted(plan: Plan, line: str) -> int:
+    """How many modules the method of a line touches."""
+    name = line.partition(":")[0]
+    return next(len(sites) for method, sites in plan.sites.items() if named(method).__name__ == name)
 
 
 def of_grids(layout: Layout, sides: list[tuple[int, int]]) -> Iterator[Note]:
-    """Regions that cover less than one cell of the finest grid that the methods look at."""
+    """Regions that are thinner than a cell, or cover less than one, on the finest grid that the methods look at."""
     if not sides:
         return
     h, w = max(sides, key=lambda grid: grid[0] * grid[1])
     for region in layout.regions:
-        places = [region.mask] if region.mask is not None else [[box] for box in region.instances]
-        if any(cells.sum() < 1 for cells in rasterise(places, h, w)):
+        thin = any((x1 - x0) * w < 1 or (y1 - y0) * h < 1 for x0, y0, x1, y1 in region.instances)
+        if thin or (region.mask is not None and rasterise([region.mask], h, w).sum() < 1):
             phrase = shortened(region.phrase)
             yield note(
-                "warning", f"{phrase} is smaller than one cell of the {w} x {h} grid that steers it; draw it larger"
+                "warning", f"{phrase} is thinner than one cell of the {w} x {h} grid that steers it; draw it larger"
             )
 
 

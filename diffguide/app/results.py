@@ -54,15 +54,15 @@ def maps_of(drawn: Drawn) -> dict[str, Any]:
         return {}
     count, *grid = kept[0][1].shape
     chosen = np.unique(np.linspace(0, count - 1, min(count, MOST_MAPS[1])).round().astype(int))
-    rows = []
+    rows, h, w = [], 0, 0
     for word, steps in kept:
         planes = np.stack([steps.mean(0), *(steps[i] for i in chosen)])
         if max(grid) > FINEST:
             planes = np.stack([_coarser(plane) for plane in planes])
         peaks = planes.max((1, 2), keepdims=True)
         levels = np.rint(255 * planes / np.where(peaks > 0, peaks, 1)).astype(np.uint8)
+        h, w = levels.shape[1:]
         rows.append({"word": word, "maps": base64.b64encode(levels.tobytes()).decode()})
-    h, w = planes.shape[1:]
     image = drawn.picture.image
     layout = drawn.picture.recipe.layout
     return {
@@ -103,7 +103,8 @@ def curves_of(report: Report) -> dict[str, Any]:
                 if values and values[0] == values[0]:
                     series.setdefault(name, []).append([count, round(values[0], 5)])
     wide = steps[:: max(1, len(steps) // 12)]
-    cost = f"{report.forwards:.0f} forwards and {report.backwards:.0f} backwards, {report.seconds:.1f} s, peak {report.peak_memory:.0f} MiB"
+    passes = f"{report.forwards:.0f} forwards and {report.backwards:.0f} backwards"
+    cost = f"{passes}, {report.seconds:.1f} s, peak {report.peak_memory:.0f} MiB"
     return {
         "series": [{"name": name, "points": points} for name, points in series.items()],
         "steps": wide,

@@ -24,7 +24,7 @@ PATIENCE = 5.0  # seconds that one who leaves waits for the worker to end
 _locks: dict[str, threading.Lock] = defaultdict(threading.Lock)  # by device
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     """The one who listened is gone."""
 
 
@@ -146,7 +146,7 @@ class Runner:
             finally:
                 self.lock.release()
             told.put(None)
-        except Stopped:
+        except StoppedError:
             pass
         except Exception as error:  # the page shows it
             told.put(_explained(error))
@@ -162,7 +162,7 @@ class Runner:
 
         def on_step(step: drawing.Step) -> None:
             if stop.is_set():
-                raise Stopped
+                raise StoppedError
             if maps:
                 watched.see(step)
             text = f"step {step.number + 1} of {step.steps}"
@@ -174,7 +174,7 @@ class Runner:
         own = any(named(spec.name).mode == "maps" for spec in recipe.methods)  # they say what is to be seen
         for picture in drawing.draw(recipe, pipe, capture_maps=maps and not own, progress=False, on_step=on_step):
             if stop.is_set():
-                raise Stopped
+                raise StoppedError
             told.put(Drawn(picture, watched.taken()))
             number += 1
 

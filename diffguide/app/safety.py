@@ -13,7 +13,7 @@ WAITING = 16  # jobs in the queue; who comes later is told that the editor is bu
 
 
 def output_folder(path: str | Path) -> Path:
-    """The folder of the pictures, made if need be: the one folder that is served, so nothing but pictures may lie there.
+    """The folder of the pictures, made if need be: the one that is served, so nothing but pictures may lie there.
 
     Raises:
         OutputError: it cannot be made, or holds something else.
@@ -28,8 +28,8 @@ def output_folder(path: str | Path) -> Path:
         raise OutputError(f"cannot use {folder} for pictures: {fault.strerror or fault}") from None
     if strange:
         raise OutputError(
-            f"{folder} holds {strange[0]!r}; whoever opens the editor can read its output folder, so it may hold .png files "
-            "alone: name an empty folder with --output-dir"
+            f"{folder} holds {strange[0]!r}; whoever opens the editor can read its output folder, so it may hold "
+            ".png files alone: name an empty folder with --output-dir"
         )
     return folder
 
@@ -59,8 +59,8 @@ def check_host(host: str, auth: Sequence[object], anyone: bool) -> None:
     """Raise ParamError where other machines would get in without a password that was not waived on purpose."""
     if not is_loopback(host) and not auth and not anyone:
         raise ParamError(
-            f"--host {host} lets other machines in; add --auth NAME:PASSWORD, or --no-auth if everyone who reaches this "
-            "machine may use it"
+            f"--host {host} lets other machines in; add --auth NAME:PASSWORD, or --no-auth if everyone who reaches "
+            "this machine may use it"
         )
 
 

@@ -6,7 +6,7 @@ function draw() {
   if (preview.startsWith("data:image/jpeg;base64,")) { picture.setAttribute("src", preview); picture.hidden = false; picture.dataset.seen = "1"; }
   if (now.kind !== "running") { picture.hidden = true; picture.removeAttribute("src"); }
   bar.max = now.steps || 1;
-  bar.value = now.step || 0;
+  bar.value = now.kind === "done" ? bar.max : now.step || 0;
   text.dataset.kind = now.kind || "";
   text.textContent = now.text || "Ready.";
 }
