@@ -37,7 +37,7 @@ def test_two_boxes_a_method_and_a_picture_that_follows_them(editor, served):  # 
     editor.tab("Recipe")
     editor.says("json", '"model": "shapes-unet"')
     editor.says("python", "dg.Bacon(layout=layout)")
-    editor.says("shell", "diffguide generate")
+    editor.says("shell", "layout.json")
 
 
 def test_touch_draws_and_undo_takes_it_back(phone):  # noqa: F811
@@ -110,7 +110,7 @@ def test_a_stop_ends_the_run_and_the_next_one_draws(editor, served):  # noqa: F8
     editor.fill("steps", "200")
     before = len(list(served.folder.glob("*.png")))
     editor.page.click("#go")
-    editor.says("progress", "step 2 of 200")
+    editor.says("progress", " of 200")
     editor.page.click("#stop")
     editor.says("progress", "Stopped")
     wait_until(lambda: not served.runner.workers)
@@ -127,7 +127,7 @@ def test_a_closed_tab_frees_the_device(chromium, served):  # noqa: F811
     page.locator("#steps input").fill("200")
     page.click("#go")
     page.wait_for_function(
-        "document.querySelector('#progress .text').textContent.includes('step 2 ')", timeout=PATIENCE
+        "document.querySelector('#progress .text').textContent.includes(' of 200')", timeout=PATIENCE
     )
     assert served.runner.workers
     context.close()

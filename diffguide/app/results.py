@@ -1,6 +1,7 @@
 """What a drawn picture is shown as: its file, its maps over time, its losses, its recipe as JSON, Python and shell."""
 
 import base64
+import json
 import secrets
 import shlex
 import time
@@ -171,7 +172,7 @@ def shell_of(recipe: Recipe) -> str:
     option_like = recipe.prompt.startswith("-")
     parts = ["diffguide generate", *([] if option_like else [shlex.quote(recipe.prompt)])]
     if recipe.layout is not None:
-        lines = ["cat > layout.json <<'END'", recipe.layout.to_json(), "END", ""]
+        lines = ["cat > layout.json <<'END'", json.dumps(recipe.layout.to_dict(), ensure_ascii=False), "END", ""]
         parts.append("--layout layout.json")
     parts.append(f"--model={shlex.quote(recipe.model)}")
     if recipe.negative_prompt:

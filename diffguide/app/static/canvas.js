@@ -4,6 +4,7 @@ const stage = $(".stage"), boxes = $(".boxes"), label = $(".label"), live = $(".
 const EDGES = [["x0", 0], ["y0", 1], ["x1", 2], ["y1", 3]];
 const NAMES = ["left", "top", "right", "bottom"];
 let state = { items: [], ...copy(props.value || {}) };
+let known = JSON.stringify(props.value); // what Python has, too
 let chosen = null, drag = null, past = [], future = [], scale = 1, under = "", count = 0;
 
 const say = (text) => { live.textContent = text; };
@@ -16,6 +17,7 @@ const snapped = (value, axis) => { const n = lines(); return n ? Math.round(valu
 
 function publish(before) {
   if (before) { past.push(before); past.splice(0, past.length - HISTORY); future = []; }
+  known = JSON.stringify(state);
   props.value = copy(state);
   trigger("input");
 }
@@ -42,7 +44,10 @@ function draw() {
   const focused = element.contains(document.activeElement) && document.activeElement.closest("g.item");
   const back = focused ? focused.dataset.id : null;
   boxes.replaceChildren(...state.items.map((item, number) => shape(item, number, w, h)));
-  if (back && find(back)) boxes.querySelector(`[data-id="${CSS.escape(back)}"]`).focus({ preventScroll: true });
+  if (back) { // who had a region's focus has the chosen one's now
+    const group = find(chosen) && boxes.querySelector(`[data-id="${CSS.escape(chosen)}"]`);
+    (group || stage).focus({ preventScroll: true });
+  }
   place();
   drawTable();
   for (const button of element.querySelectorAll("[data-act]")) {
@@ -294,6 +299,8 @@ function grids() {
 }
 
 watch("value", () => {
+  if (JSON.stringify(props.value) === known) return; // heard of other things as well, perhaps amid a drag
+  known = JSON.stringify(props.value);
   const given = { items: [], ...copy(props.value || {}) };
   if (JSON.stringify(given) === JSON.stringify(state)) return;
   past.push(state); future = []; state = given; drag = null;
