@@ -10,7 +10,7 @@ import pytest
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-PATIENCE = 40_000  # milliseconds; a busy machine is slow, a broken page never gets there
+PATIENCE = 90_000  # milliseconds; a busy machine is slow, a broken page never gets there
 
 
 @pytest.fixture(scope="session")

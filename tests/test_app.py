@@ -402,7 +402,7 @@ def test_the_output_folder_holds_pictures_alone(tmp_path):
             safety.output_folder(folder)
         (folder / name).unlink()
     (folder / "link.png").symlink_to(tmp_path)
-    with pytest.raises(OutputError, match="link.png"):
+    with pytest.raises(OutputError, match=r"link\.png"):
         safety.output_folder(folder)
 
 

@@ -140,8 +140,8 @@ def test_a_picture_restores_everything_and_maps_are_shown(editor, served, tmp_pa
         Region(phrase, box=(0.1, 0.2, 0.5, 0.6), weight=2.0), Region("blue square", box=(0.5, 0.5, 0.9, 0.9))
     )
     recipe = Recipe(
-        model="shapes-unet", prompt="a red circle and a blue square", negative_prompt="a green ring", layout=layout, steps=5,
-        methods=[{"name": "bacon", "params": {"scale": 60.0}}], guidance_scale=3.5, seed=7, scheduler="ddim",
+        model="shapes-unet", prompt="a red circle and a blue square", negative_prompt="a green ring", layout=layout,
+        steps=5, methods=[{"name": "bacon", "params": {"scale": 60.0}}], guidance_scale=3.5, seed=7, scheduler="ddim",
     )  # fmt: skip
     file = tmp_path / "shared.png"
     save_png(Image.new("RGB", (16, 16)), file, recipe)

@@ -26,7 +26,15 @@ def connect(demo: gr.Blocks, parts: dict[str, Any], runner: Runner, folder: Path
     desk = Desk(parts, runner, folder, heat)
     form = [parts[name] for name in NAMES]
     shown = [parts[name] for name in ("progress", "picture", "caption", "slider", "maps", "curves", "gallery", "state")]
-    shown += [parts[name] for name in ("file", "json", "python", "shell")]
+    shown += [parts[name] for name in ("file", "json", "python", "shell", "now")]
+
+    # what programs call comes first, or names of the page's own functions would be in its way
+    parts["ask"].click(
+        desk.asked, parts["asked"], [parts["answer"], parts["told"]], api_name="draw", show_progress="hidden", **DEVICE
+    )
+    gr.api(desk.explain, api_name="explain")
+    gr.api(desk.layout_from, api_name="plan")
+    gr.api(desk.list_methods, api_name="methods")
 
     go = parts["go"].click(
         desk.draw, [*form, parts["compare"], parts["state"]], shown, trigger_mode="once", **DEVICE, **QUIET
@@ -64,16 +72,12 @@ def connect(demo: gr.Blocks, parts: dict[str, Any], runner: Runner, folder: Path
     parts["mask"].click(masks.painted, [parts["paint"], parts["which"], parts["drawing"]], parts["drawing"], **QUIET)
     parts["unmask"].click(masks.boxed, [parts["which"], parts["drawing"]], parts["drawing"], **QUIET)
 
+    for part in ("maps", "curves"):  # a tab is made when it is opened, and has not heard of what came before
+        tab = parts["maps tab" if part == "maps" else "losses tab"]
+        tab.select(lambda now, part=part: getattr(now, part, None), parts["now"], parts[part], queue=False, **QUIET)
     parts["gallery"].select(desk.pick, parts["state"], [*shown[1:6], *shown[8:], parts["picked"]], **QUIET)
     parts["recall"].click(desk.recall, [parts["state"], parts["picked"]], form, **QUIET)
     parts["drop"].upload(desk.restore, parts["drop"], [*form, parts["restored"]], **QUIET)
-
-    parts["ask"].click(
-        desk.asked, parts["asked"], [parts["answer"], parts["told"]], api_name="draw", show_progress="hidden", **DEVICE
-    )
-    gr.api(desk.explain, api_name="explain")
-    gr.api(desk.layout_from, api_name="plan")
-    gr.api(desk.list_methods, api_name="methods")
 
 
 class Desk:
@@ -291,12 +295,13 @@ class Desk:
             parts["picture"]: result.path,
             parts["caption"]: result.caption,
             parts["slider"]: (result.before, result.path) if result.before else None,
-            parts["maps"]: result.maps or {"words": []},
+            parts["maps"]: result.maps or None,
             parts["curves"]: result.curves,
             parts["file"]: result.path,
             parts["json"]: recipe.to_json(),
             parts["python"]: python_of(recipe),
             parts["shell"]: shell_of(recipe),
+            parts["now"]: result,
         }
 
     def remembered(self, history: list[Result]) -> dict[Any, Any]:

@@ -186,9 +186,9 @@ def _results(parts: dict[str, Any]) -> None:
                 interactive=False,
                 elem_id="slider",
             )
-        with gr.Tab("Maps", id="maps"):
+        with gr.Tab("Maps", id="maps") as parts["maps tab"]:
             parts["maps"] = MapView()
-        with gr.Tab("Losses", id="losses"):
+        with gr.Tab("Losses", id="losses") as parts["losses tab"]:
             parts["curves"] = Curves()
         with gr.Tab("Grid", id="grid"):
             parts["knob"] = gr.Dropdown([], label="Parameter", elem_id="knob", allow_custom_value=True)
@@ -226,3 +226,4 @@ def _results(parts: dict[str, Any]) -> None:
     )
     parts["recall"] = gr.Button("Put the chosen picture's recipe back", size="sm", elem_id="recall")
     parts["picked"] = gr.State(-1)
+    parts["now"] = gr.State(None, time_to_live=3600)
