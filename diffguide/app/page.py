@@ -21,8 +21,9 @@ CSS = """
 #title p { margin: 2px 0 6px; }
 footer { opacity: 1 !important; color: var(--body-text-color) !important; }
 footer * { color: var(--body-text-color) !important; }
+#results, #results > * { min-width: 0; }
 #go, #stop { min-height: 46px; }
-#picture img { width: 100%; object-fit: contain; max-height: 60vh; image-rendering: auto; }
+#picture img { width: min(100%, 60vh) !important; height: auto !important; max-height: none !important; }
 #results button[role="tab"] { padding: 0 9px; }
 """
 DRAFT = "diffguide-draft"  # key in the browser, which keeps it for this address alone; the other word is no secret
@@ -199,6 +200,7 @@ def _results(parts: dict[str, Any]) -> None:
             parts["sheet"] = gr.Gallery(
                 label="Grid",
                 columns=3,
+                object_fit="contain",
                 format="png",
                 buttons=["download", "fullscreen"],
                 interactive=False,
@@ -207,18 +209,33 @@ def _results(parts: dict[str, Any]) -> None:
         with gr.Tab("Recipe", id="recipe"):
             parts["file"] = gr.DownloadButton("Picture with its recipe inside (PNG)", elem_id="file")
             parts["json"] = gr.Code(
-                language="json", label="Recipe", buttons=["copy", "download"], interactive=False, elem_id="json"
+                language="json",
+                label="Recipe",
+                buttons=["copy", "download"],
+                interactive=False,
+                wrap_lines=True,
+                elem_id="json",
             )
             parts["python"] = gr.Code(
-                language="python", label="Python", buttons=["copy", "download"], interactive=False, elem_id="python"
+                language="python",
+                label="Python",
+                buttons=["copy", "download"],
+                interactive=False,
+                wrap_lines=True,
+                elem_id="python",
             )
             parts["shell"] = gr.Code(
-                language="shell", label="Shell", buttons=["copy", "download"], interactive=False, elem_id="shell"
+                language="shell",
+                label="Shell",
+                buttons=["copy", "download"],
+                interactive=False,
+                wrap_lines=True,
+                elem_id="shell",
             )
     parts["gallery"] = gr.Gallery(
         label="This session",
-        columns=6,
-        height=190,
+        columns=4,
+        object_fit="contain",
         format="png",
         buttons=["download"],
         interactive=False,
