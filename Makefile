@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/python
 USER_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+APP_STAMP := $(VENV)/.installed-app
 PIP := $(RUN) -m pip --disable-pip-version-check install --progress-bar on
 
 .PHONY: help demo test lint format-check rules types layers docs golden bench app
@@ -35,7 +36,7 @@ $(USER_STAMP): pyproject.toml | $(RUN)
 $(DEV_STAMP): pyproject.toml | $(RUN)
 	@echo "==> installing diffguide and its tools (the first time PyTorch is downloaded: several GB, some minutes)"
 	@$(PIP) -e ".[dev]"
-	@touch $@ $(USER_STAMP)
+	@touch $@ $(USER_STAMP) $(APP_STAMP)
 
 demo: $(USER_STAMP)  ## a picture from a layout, guided and unguided side by side
 	@mkdir -p outputs
@@ -82,8 +83,10 @@ golden: $(DEV_STAMP)  ## draw the reference pictures of the tests again
 bench: $(USER_STAMP)  ## measure the layout methods on the embedded model
 	@$(RUN) -m diffguide bench layout
 
-app:  ## the editor in a browser
-	@[ -e diffguide/app/__init__.py ] || { \
-	  echo "There is no editor yet; draw from the command line: make demo, then $(BIN)/diffguide generate --help" >&2; exit 1; }
-	@$(MAKE) --no-print-directory $(USER_STAMP)
+$(APP_STAMP): pyproject.toml | $(RUN)
+	@echo "==> installing diffguide and its editor (the first time PyTorch is downloaded: several GB, some minutes)"
+	@$(PIP) -e ".[app]"
+	@touch $@ $(USER_STAMP)
+
+app: $(APP_STAMP)  ## the editor in a browser
 	@$(RUN) -m diffguide app

@@ -12,9 +12,12 @@ from diffguide.recipe import MethodSpec
 
 
 def table() -> list[dict[str, Any]]:
-    """Every method in plain JSON values: name, class, help, paper, layout ("needed", "taken" or None) and parameters.
+    """Every method in plain JSON values: name, class, help, paper, mode, neutral, layout and parameters.
 
-    A parameter has name, type, default, range (a text, empty if unbounded) and help.
+    `layout` is "needed", "taken" or None. `neutral` has the parameters that switch it off, with the value at which they
+    do: the strength, as a rule.
+    A parameter has name, type, default, low, high, choices (each None if there is none), range (the same as a text,
+    empty if unbounded) and help.
     """
     return [describe(cls) for _, cls in sorted(methods().items())]
 
@@ -26,12 +29,17 @@ def describe(cls: type[Method]) -> dict[str, Any]:
         "class": cls.__name__,
         "help": (cls.__doc__ or "").strip().partition("\n")[0],
         "paper": cls.paper,
+        "mode": cls.mode,
+        "neutral": dict(cls.neutral),
         "layout": "needed" if needs_layout(cls) else "taken" if wants_layout(cls) else None,
         "params": [
             {
                 "name": knob.name,
                 "type": _type(knob),
                 "default": _plain(knob.default),
+                "low": knob.low,
+                "high": knob.high,
+                "choices": _plain(knob.choices),
                 "range": knob.range,
                 "help": knob.help,
             }

@@ -174,7 +174,8 @@ class Method:
     A verb that a subclass leaves alone is never called. `branch` says in which pass `attend` is asked: `"weak"` for
     an extra perturbed pass, `"cond"` or `"every"` for the model's own. `base` says whose rows a weak pass is made of
     and `observe` is shown, `"uncond"` where the same call has them. `neutral` names settings at which the method
-    does nothing at all; the guide then leaves the pipeline alone.
+    does nothing at all; the guide then leaves the pipeline alone. `mode` is the job for which the editor offers it:
+    `"generate"`, `"regions"`, `"edit"`, `"compose"`, `"high resolution"`, `"maps"`.
     """
 
     window: Window = param(
@@ -190,6 +191,7 @@ class Method:
     kinds: ClassVar[tuple[str, ...]] = ("self", "cross", "joint")
     neutral: ClassVar[dict[str, Any]] = {}
     paper: ClassVar[str] = ""
+    mode: ClassVar[str] = "generate"
 
     def __post_init__(self) -> None:
         for knob in self.params():

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 from diffguide import __version__
 from diffguide import bench as benches
 from diffguide.cli.drawing import check_writable, demo, generate, maps, picture_paths, plan, quiet, recipe_of, run
+from diffguide.cli.editor import app, serving
 from diffguide.cli.heads import heads_search, heads_show, heads_use
 from diffguide.cli.looking import bench, families, methods, zoo_card, zoo_list, zoo_train
 from diffguide.cli.machine import EXTRAS, LIBRARIES, doctor, examine
@@ -17,6 +18,7 @@ from diffguide.errors import DiffguideError
 __all__ = [
     "EXTRAS",
     "LIBRARIES",
+    "app",
     "bench",
     "check_writable",
     "demo",
@@ -163,6 +165,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--seed", type=int, default=0, help="of data and weights (default: %(default)s)")
     p = add("card", zoo_card, "print the card of an embedded model", among)
     p.add_argument("name", nargs="?", default="shapes-unet", metavar="NAME", help="(default: %(default)s)")
+
+    p = add("app", app, "open the editor in a browser: draw a layout, steer, look at maps, take the recipe home")
+    serving(p)
+    _where(p, model=False)
 
     p = add("bench", bench, "measure methods against the plain pipeline")
     p.add_argument("name", metavar="NAME", help=f"which bench: {', '.join(benches.names())}")

@@ -6,6 +6,7 @@ from typing import Any
 _HOMES = {
     "LayoutPipeline": "layout",
     "Picture": "run",
+    "Step": "run",
     "WeakGuidance": "modular",
     "draw": "run",
     "load": "source",

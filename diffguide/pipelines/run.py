@@ -3,7 +3,7 @@
 import importlib.metadata
 import inspect
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +46,23 @@ class Picture:
         return self.recipe.seed + self.recipe.index
 
 
+@dataclass(frozen=True)
+class Step:
+    """A denoising step that has just been done.
+
+    Attributes:
+        number: from 0.
+        steps: how many there are.
+        latents: as the pipeline holds them, of the one picture that is being drawn.
+        guide: what is attached; `guide.maps` are the means over the steps so far.
+    """
+
+    number: int
+    steps: int
+    latents: torch.Tensor
+    guide: Guide
+
+
 def run(
     recipe: Recipe,
     pipe: Any = None,
@@ -66,6 +83,7 @@ def draw(
     capture_maps: bool | Sequence[str] = False,
     progress: bool = True,
     title: str | None = None,
+    on_step: Callable[[Step], None] | None = None,
 ) -> Iterator[Picture]:
     """The pictures of a recipe, one after the other.
 
@@ -79,6 +97,8 @@ def draw(
         capture_maps: also collect word maps, of the named words or, with True, of every word of the prompt.
         progress: show a bar on stderr.
         title: what stands before the bar; the number of the picture if not given.
+        on_step: called after each step; what it raises ends the drawing, with the pipeline as it was. A pipeline that
+            takes no `callback_on_step_end` never calls it.
 
     Raises:
         DiffguideError: something in the recipe is wrong; everything that can be checked is, before the first step.
@@ -107,13 +127,30 @@ def draw(
             generator = torch.Generator("cpu").manual_seed((recipe.seed + number) % 2**63)
             began = time.perf_counter()
             with Guide(pipe, *methods) as guide:
-                image = pipe(**options, generator=generator).images[0]
+                image = pipe(**options, **_telling(on_step, pipe, guide, recipe), generator=generator).images[0]
             maps = {word: values[0] for word, values in guide.maps.items()}
             done = recipe.model_copy(update={"index": number, "versions": versions()})
             yield Picture(image, done, guide.report, maps, time.perf_counter() - began)
     finally:
         pipe.scheduler = kept
         pipe.set_progress_bar_config(**(bar or {}))
+
+
+def tells_steps(pipe: Any) -> bool:
+    """Whether a pipeline calls back after each step."""
+    return "callback_on_step_end" in inspect.signature(pipe.__call__).parameters
+
+
+def _telling(on_step: Callable[[Step], None] | None, pipe: Any, guide: Guide, recipe: Recipe) -> dict[str, Any]:
+    """The argument of the pipeline's call that makes it call `on_step`."""
+    if on_step is None or not tells_steps(pipe):
+        return {}
+
+    def told(pipe: Any, number: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
+        on_step(Step(number, getattr(pipe, "num_timesteps", recipe.steps), given["latents"], guide))
+        return given
+
+    return {"callback_on_step_end": told}
 
 
 def call_options(recipe: Recipe, pipe: Any) -> dict[str, Any]:

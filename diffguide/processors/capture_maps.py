@@ -21,6 +21,7 @@ class CaptureMaps(Method):
     side: int = param(16, "grid of the maps: the nearest the model has, in tokens", low=4, high=128)
 
     paper = "arXiv 2210.04885"
+    mode = "maps"
 
     def prepare(self, context: Context) -> None:
         words = self.words or _words(context.prompts)

@@ -1,0 +1,74 @@
+"""What keeps the editor to this machine and to one folder."""
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffguide.errors import OutputError, ParamError
+from diffguide.recipe import MethodSpec
+
+UPLOAD = "20mb"  # of one file
+WAITING = 16  # jobs in the queue; who comes later is told that the editor is busy
+
+
+def output_folder(path: str | Path) -> Path:
+    """The folder of the pictures, made if need be: the one that is served, so nothing but pictures may lie there.
+
+    Raises:
+        OutputError: it cannot be made, or holds something else.
+    """
+    folder = Path(path).expanduser().resolve()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        strange = sorted(
+            p.name for p in folder.iterdir() if p.suffix != ".png" or p.name.startswith(".") or p.is_symlink()
+        )
+    except OSError as fault:
+        raise OutputError(f"cannot use {folder} for pictures: {fault.strerror or fault}") from None
+    if strange:
+        raise OutputError(
+            f"{folder} holds {strange[0]!r}; whoever opens the editor can read its output folder, so it may hold "
+            ".png files alone: name an empty folder with --output-dir"
+        )
+    return folder
+
+
+def check_texts(specs: Sequence[MethodSpec]) -> None:
+    """A parameter may name a preset, "@name", and no file, "@file.json": what comes over the net opens nothing here."""
+    for spec in specs:
+        for key, value in spec.params.items():
+            for text in value if isinstance(value, list) else [value]:
+                named = [part.strip()[1:] for part in str(text).split(",") if part.strip().startswith("@")]
+                if any(not re.fullmatch(r"[\w-]+", name) for name in named):
+                    raise ParamError(f"{spec.name}.{key} = {text!r:.60} names a file; an editor reads presets alone")
+
+
+def logins(given: Sequence[str]) -> list[tuple[str, str]]:
+    """Pairs of name and password from `NAME:PASSWORD`; raises ParamError, without repeating a password."""
+    pairs = []
+    for text in given:
+        name, colon, password = text.partition(":")
+        if not (name and colon and password):
+            raise ParamError("--auth: expected NAME:PASSWORD, both not empty")
+        pairs.append((name, password))
+    return pairs
+
+
+def check_host(host: str, auth: Sequence[object], anyone: bool) -> None:
+    """Raise ParamError where other machines would get in without a password that was not waived on purpose."""
+    if not is_loopback(host) and not auth and not anyone:
+        raise ParamError(
+            f"--host {host} lets other machines in; add --auth NAME:PASSWORD, or --no-auth if everyone who reaches "
+            "this machine may use it"
+        )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
