@@ -317,6 +317,9 @@ def test_maps_alone_are_those_beside_the_output():
             maps = observe(q, k, capture, backend=route)
             assert torch.allclose(maps, attend(q, k, v, capture=capture)[1], atol=1e-6)
     assert explain(q, k, None, capture=Capture(range(33))).route == "recompute"
+    assert explain(q, k, None, capture=Capture([1])).route == "lse-columns"
+    assert explain(q.requires_grad_(), k, None, capture=Capture([1])).route == "recompute"
+    assert explain(q, k, v, capture=Capture([1])).route == "side-values"
     assert observe(q, k, Capture(())).shape == (2, 33, 0)
 
 

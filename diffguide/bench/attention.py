@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
+from diffguide import versions
 from diffguide.bench.attention_cases import CASES, Case
 from diffguide.bench.attention_oracle import BARS, distance, sampled, samples, truth
 from diffguide.bench.drawing import settle
@@ -38,6 +39,7 @@ BACKENDS = {
 }
 VARIANTS = (PLAIN, AUTO, *door.ROUTES, *BACKENDS)
 USUAL = ("sd15_512_cross", "sdxl_1024_self", "sdxl_1024_regions", "sd15_blocks_guided")
+PEERS = ("triton", "natten", "xformers")  # libraries behind some routes
 ROUNDS = 7
 FLUSH = 2**26  # bytes written between timings on an accelerator, more than its cache holds
 MOST = 2**31  # bytes of a whole map that a variant may make
@@ -89,6 +91,7 @@ def run(
             "device": torch.cuda.get_device_name(where) if where.type == "cuda" else _processor(),
             "dtype": str(kind).removeprefix("torch."),
             "threads": torch.get_num_threads(),
+            **{name: version for name in PEERS if (version := versions.installed(name))},
         },
         "intervals": "lower and upper quartile around the median of the rounds' ratios",
     }

@@ -12,6 +12,7 @@ from diffguide.kernels.problem import Problem
 from diffguide.kernels.route import Route
 
 STEP = 8  # widths that fused kernels like are multiples of this
+FEW = 2**20  # logits, of maps alone with a gradient
 WIDEST = 256  # of their heads on accelerators
 
 
@@ -26,6 +27,9 @@ def reason(problem: Problem) -> str | None:
 
 
 def declines(problem: Problem) -> str | None:
+    B, H, N, M = problem.shape
+    if problem.v is None and problem.differentiated and B * H * N * M <= FEW:
+        return "so few logits are cheaper by themselves"
     R, D = problem.capture.width, problem.q.shape[-1]  # type: ignore[union-attr]
     return f"{R} maps beside heads of {D} cost more than computing them apart" if R > 2 * D else None
 
