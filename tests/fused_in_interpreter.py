@@ -405,10 +405,10 @@ def test_each_key_tile_knows_the_query_tiles_that_name_it() -> None:
 
 
 def test_the_checks_for_a_gpu_find_nothing_wrong_here() -> None:
-    """What `python -m diffguide.kernels.report --device cuda` will run, at two of its cases."""
+    """What `python -m diffguide.kernels.report --device cuda` will run, at one of its cases."""
     from diffguide.kernels.fused.measured import check
 
-    for row in check("cpu", [torch.float16], [40], ["plain", "all, listed"], [(33, 70)]):
+    for row in check("cpu", [torch.float16], [40], ["all, listed"], [(33, 60)]):
         assert row["good"], row
 
 
