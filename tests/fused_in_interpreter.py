@@ -207,9 +207,9 @@ def test_logits_far_below_zero_are_as_good_as_others() -> None:
 
 @pytest.mark.parametrize("size", [1.0, 1e-3, 1e-5, 1e-7])
 def test_small_cotangents_of_a_map_survive_float16(size: float) -> None:
-    """Keys of 32 and queries of 1/32, so that dq itself is within float16 however small dS is."""
+    """Keys of 8192 and queries of 1/8192, so that dq itself is within float16 however small dS is."""
     given = tensors(H=1, N=64, M=128, D=64, R=4, dtype=torch.float16)
-    given["k"], given["q"] = given["k"] * 32, given["q"] / 32
+    given["k"], given["q"] = given["k"] * 8192, given["q"] / 8192
     given, truth = leaves(given), leaves(exact(given))
     draw = torch.Generator().manual_seed(1)
     side_out, own_side = fused.flash(**given)[2], oracle(**truth)[2]
@@ -405,10 +405,10 @@ def test_each_key_tile_knows_the_query_tiles_that_name_it() -> None:
 
 
 def test_the_checks_for_a_gpu_find_nothing_wrong_here() -> None:
-    """What `python -m diffguide.kernels.report --device cuda` will run, at two of its cases."""
+    """What `python -m diffguide.kernels.report --device cuda` will run, at one of its cases."""
     from diffguide.kernels.fused.measured import check
 
-    for row in check("cpu", [torch.float16], [40], ["plain", "all, listed"], [(33, 70)]):
+    for row in check("cpu", [torch.float16], [40], ["all, listed"], [(33, 60)]):
         assert row["good"], row
 
 
