@@ -95,6 +95,15 @@ class Runner:
             self._held = model, load(model, self.dtype, self.device)
         return self._held[1]
 
+    def peek(self, model: str) -> Any:
+        """The pipeline, to look at: at once where it is loaded, else when the device is free."""
+        self.check(model)
+        held = self._held
+        if held is not None and held[0] == model:
+            return held[1]
+        with self.lock:
+            return self.pipe(model)
+
     def check(self, model: str) -> None:
         """A recipe is a stranger's file: it may name a model, not make us load or download one."""
         if model not in self.models:
