@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -111,7 +111,7 @@ class Runner:
                 f"this editor serves {', '.join(self.models)}, not {model!r:.100}; start it with --model for that one"
             )
 
-    def draw(self, recipe: Recipe, *, maps: bool = True) -> Iterator[Progress | Drawn]:
+    def draw(self, recipe: Recipe, *, maps: bool = True) -> Generator[Progress | Drawn, None, None]:
         """Signs of life, and each picture as it is done.
 
         Closing the iterator ends the drawing at its next step. With `maps`, the maps of every word are kept.
