@@ -458,3 +458,20 @@ def test_the_command_tells_what_is_wrong_in_one_line(capsys, tmp_path, monkeypat
         assert cli.main(["app", *options]) == 2
         (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("diffguide: error")]
         assert text in line
+
+
+def test_a_painted_mask_is_the_place_of_its_region_and_goes_again():
+    from diffguide.app import masks
+
+    drawing = {"size": [128, 64], "items": [{"id": "a", "phrase": "a fox", "box": [0, 0, 0.1, 0.1], "group": 0}]}
+    layer = np.zeros((64, 128, 4), np.uint8)
+    layer[16:48, 32:96] = 255
+    value = masks.painted({"layers": [layer]}, 1, drawing)["value"]
+    (region,) = canvas.layout_of(canvas.drawing_of(value)).regions
+    assert region.mask.shape == (128, 256) and region.instances[0] == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.01)
+    assert region.mask.mean() == pytest.approx(0.25, abs=0.01)
+    back = masks.boxed(1, value)["value"]
+    assert canvas.layout_of(canvas.drawing_of(back)).regions[0].box == pytest.approx((0.25, 0.25, 0.75, 0.75), abs=0.01)
+    for which, painting in ((2, {"layers": [layer]}), (1, {"layers": [layer * 0]}), (1, None)):
+        with pytest.raises(gr.Error):
+            masks.painted(painting, which, drawing)

@@ -160,7 +160,7 @@ def test_a_picture_restores_everything_and_maps_are_shown(editor, served, tmp_pa
     assert drawn.model_copy(update={"versions": {}, "device": None}) == recipe
     editor.tab("Maps")
     editor.says("maps", "circle")
-    assert page.locator("#maps canvas").count() == 7
+    assert page.locator("#maps canvas").count() == 6  # each word once
     mean = page.evaluate(INK)
     page.locator("#maps .step").fill("5")
     page.locator("#maps .words[data-step='5']").wait_for()

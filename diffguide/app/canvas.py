@@ -109,7 +109,9 @@ def layout_of(drawing: Drawing) -> Layout | None:
 def _region(items: list[Item]) -> Region:
     first = items[0]
     boxes = [tuple(min(max(v, 0.0), 1.0) for v in item.box) for item in items]
-    place = {"mask": mask_of(first.mask)} if first.mask else {"box": boxes[0]} if len(items) == 1 else {"boxes": boxes}
+    place: dict[str, Any] = {"boxes": boxes} if len(items) > 1 else {"box": boxes[0]}
+    if first.mask:
+        place = {"mask": mask_of(first.mask)}
     return Region(first.phrase, **place, weight=first.weight, negative=first.negative, occurrence=first.occurrence)
 
 

@@ -1,5 +1,6 @@
 """A part of the page that is drawn by a script of our own."""
 
+import functools
 from abc import ABCMeta
 from pathlib import Path
 from typing import Any
@@ -62,5 +63,6 @@ class Part(gr.HTML, metaclass=_Plain):
         return self.empty
 
 
+@functools.cache
 def _read(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")

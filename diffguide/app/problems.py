@@ -93,7 +93,10 @@ def of_guide(recipe: Recipe, pipe: Any, plans: dict[Any, Plan]) -> Iterator[Note
     except DiffguideError as error:
         yield note("problem", str(error))
     if recipe.layout is not None:
-        yield from of_grids(recipe.layout, grids(pipe, recipe, {n for names in plan.sites.values() for n in names}))
+        yield from of_grids(
+            recipe.layout,
+            grids(pipe, (recipe.height, recipe.width), {n for names in plan.sites.values() for n in names}),
+        )
     for text in plan.notes:
         yield note("warning", text)
     if not tells_steps(pipe):
@@ -123,22 +126,31 @@ def of_grids(layout: Layout, sides: list[tuple[int, int]]) -> Iterator[Note]:
             )
 
 
-def grids(pipe: Any, recipe: Recipe | None = None, names: set[str] | None = None) -> list[tuple[int, int]]:
-    """The attention grids [h, w] of a model at the recipe's size, of some modules or of all, from coarse to fine."""
+def grids(
+    pipe: Any, size: tuple[int | None, int | None] = (None, None), names: set[str] | None = None
+) -> list[tuple[int, int]]:
+    """The attention grids [h, w] of a model, of some modules or of all, from coarse to fine.
+
+    `size` is height and width of the picture in pixels, None for the model's own.
+    """
     guide = Guide(pipe)
-    factor = getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", 8)
+    factor = _factor(pipe)
     *frames, h, w = guide.family.example_size(guide.model)
-    if recipe is not None:
-        h, w = (recipe.height // factor if recipe.height else h, recipe.width // factor if recipe.width else w)
+    h, w = (size[0] // factor if size[0] else h, size[1] // factor if size[1] else w)
     sites = [s for s in sites_of(guide.family, guide.model) if not names or s.name in names]
     found = {guide.family.grid(site, (*frames, h, w)) for site in sites}
     return sorted({(grid[-2], grid[-1]) for grid in found})
 
 
+def _factor(pipe: Any) -> int:
+    """Pixels of a latent cell."""
+    return getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", 8)
+
+
 def own_size(pipe: Any) -> tuple[int, int]:
     """Width and height in pixels that the model draws where none is asked for."""
     guide = Guide(pipe)
-    factor = getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", 8)
+    factor = _factor(pipe)
     *_, h, w = guide.family.example_size(guide.model)
     return w * factor, h * factor
 

@@ -4,7 +4,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -95,6 +95,15 @@ class Runner:
             self._held = model, load(model, self.dtype, self.device)
         return self._held[1]
 
+    def peek(self, model: str) -> Any:
+        """The pipeline, to look at: at once where it is loaded, else when the device is free."""
+        self.check(model)
+        held = self._held
+        if held is not None and held[0] == model:
+            return held[1]
+        with self.lock:
+            return self.pipe(model)
+
     def check(self, model: str) -> None:
         """A recipe is a stranger's file: it may name a model, not make us load or download one."""
         if model not in self.models:
@@ -102,7 +111,7 @@ class Runner:
                 f"this editor serves {', '.join(self.models)}, not {model!r:.100}; start it with --model for that one"
             )
 
-    def draw(self, recipe: Recipe, *, maps: bool = True) -> Iterator[Progress | Drawn]:
+    def draw(self, recipe: Recipe, *, maps: bool = True) -> Generator[Progress | Drawn, None, None]:
         """Signs of life, and each picture as it is done.
 
         Closing the iterator ends the drawing at its next step. With `maps`, the maps of every word are kept.
