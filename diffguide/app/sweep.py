@@ -51,7 +51,7 @@ def _parted(texts: str) -> list[str]:
 
 
 def _usual(knob: Param) -> list[Any]:
-    found = ends(knob)
+    found = ends(knob, knob.default)
     if knob.choices:
         return list(knob.choices)
     if found is None:
