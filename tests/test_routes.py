@@ -333,32 +333,11 @@ def test_xformers_is_given_an_aligned_bias_and_columns_come_from_its_normaliser(
         same(xformers.run(Problem(*tensors, **options))[0], dense(*tensors, **options))
 
 
-def flash(q, k, v, *, scale=None, side=None, query_bits=None, key_bits=None, bias=None, blocks=None, blend=None,
-          blend_rows=None):  # fmt: skip
-    """What the fused kernels promise, in dense attention."""
-    assert query_bits is None or query_bits.dtype == key_bits.dtype == torch.int32
-    options = {}
-    if query_bits is not None:
-        options["regions"] = Regions(query_bits, key_bits, bias)
-    if blocks is not None:
-        assert blocks.dtype == torch.int32
-        sees = torch.zeros(len(blocks), -(-k.shape[2] // 64), dtype=torch.bool)
-        for row, numbers in zip(sees, blocks, strict=True):
-            row[numbers[numbers >= 0].long()] = True
-        options["blocks"] = Blocks(sees, 64, 64)
-    if blend is not None:
-        options["blend"] = Blend(blend.tolist(), rows=blend_rows)
-    if side is None:
-        return dense(q, k, v, scale=scale, **options).to(q.dtype), None, None
-    out, maps = dense(q, k, v, scale=scale, capture=Capture(weights=side[:, 0], heads="none"), **options)
-    return out.to(q.dtype), None, maps.float()
-
-
 @pytest.fixture
 def kernels(monkeypatch):
-    found = types.SimpleNamespace(reason=lambda device, dtype, width, grad: None, flash=flash)
-    monkeypatch.setattr(fused, "kernels", lambda: found)
-    return found
+    """The fused kernels as if they could run here: without a device they are what they mean, in plain PyTorch."""
+    monkeypatch.setattr(fused.kernels, "reason", lambda device, dtype, width, grad: None)
+    return fused.kernels
 
 
 @pytest.mark.parametrize(
@@ -387,8 +366,11 @@ def test_fused_kernels_say_what_is_not_for_them(kernels):
     ):
         with pytest.raises(KernelError, match=f"fused: .*{message}"):
             attend(q, k, v, **options, backend="fused")
-    kernels.reason = lambda *_: "triton is not installed"
-    assert explain(q, k, v, capture=Capture([1])).rejected["fused"] == "triton is not installed"
+
+
+def test_fused_kernels_tell_what_is_missing_here():
+    q, k, v = qkv(1, 1, 130, 130)
+    assert explain(q, k, v, capture=Capture([1])).rejected["fused"] == fused.kernels.reason("cpu", q.dtype, 64, False)
 
 
 @pytest.mark.gpu

@@ -1,13 +1,11 @@
 """Our own kernels in Triton: maps, regions and blocks inside one fused attention, with gradients."""
 
-import functools
-import importlib
-import importlib.util
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from diffguide.kernels import fused as kernels
 from diffguide.kernels.problem import Problem
 from diffguide.kernels.route import Route
 
@@ -15,18 +13,8 @@ WIDEST = 32  # maps at a time
 TILE = 64  # queries and keys of a block
 
 
-@functools.cache
-def kernels() -> Any:
-    """The package with the kernels, None where there is none."""
-    name = "diffguide.kernels.fused"
-    return importlib.import_module(name) if importlib.util.find_spec(name) is not None else None
-
-
 def reason(problem: Problem) -> str | None:
-    fused = kernels()
-    if fused is None:
-        return "this version comes without fused kernels"
-    if why := fused.reason(problem.q.device, problem.q.dtype, problem.q.shape[-1], problem.differentiated):
+    if why := kernels.reason(problem.q.device, problem.q.dtype, problem.q.shape[-1], problem.differentiated):
         return why
     if problem.mask is not None or problem.window is not None:
         return "masks and windows are not for it: give regions or blocks"
@@ -64,7 +52,7 @@ def run(problem: Problem) -> tuple[Tensor, Tensor | None]:
     if blend is not None:
         options |= {"blend": torch.tensor(blend.weights(problem.q.shape[1]), device=problem.q.device)}
         options["blend_rows"] = slice(*blend.rows.indices(problem.q.shape[2])[:2])
-    out, _, side = kernels().flash(problem.q, problem.k, problem.v, scale=problem.factor, **options)
+    out, _, side = kernels.flash(problem.q, problem.k, problem.v, scale=problem.factor, **options)
     if capture is None:
         return out, None
     maps = side[:, :, capture.rows]

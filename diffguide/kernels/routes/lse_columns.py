@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from diffguide.kernels import fused as kernels
 from diffguide.kernels import lse as lses
 from diffguide.kernels.options import Capture
 from diffguide.kernels.problem import ROOM, Problem, rows_of
 from diffguide.kernels.route import Route
-from diffguide.kernels.routes import fused
 
 FEW = 4  # at least so many times fewer columns than keys, where the output is not wanted
 SHORT = 512  # keys: the backward of so few costs less than the copies that ours makes
@@ -77,8 +77,9 @@ def chosen(capture: Capture, M: int, q: Tensor) -> tuple[Any, Tensor | None]:
 
 def _by_kernel(problem: Problem, lse: Tensor, columns: Any, rows: slice) -> Tensor | None:
     """Columns by our own kernel, which reads queries once for all heads; None where it is not to be had."""
-    kernels = None if problem.q.device.type == "cpu" or problem.mask is not None or problem.sparse else fused.kernels()
-    if kernels is None or kernels.reason(problem.q.device, problem.q.dtype, problem.q.shape[-1], False):
+    if problem.q.device.type == "cpu" or problem.mask is not None or problem.sparse:
+        return None
+    if kernels.reason(problem.q.device, problem.q.dtype, problem.q.shape[-1], False):
         return None
     capture = problem.capture
     assert capture is not None
