@@ -23,7 +23,9 @@ footer { opacity: 1 !important; color: var(--body-text-color) !important; }
 footer * { color: var(--body-text-color) !important; }
 #results, #results > * { min-width: 0; }
 #go, #stop { min-height: 46px; }
-#picture img { width: min(100%, 60vh) !important; height: auto !important; max-height: none !important; }
+#picture .image-container, #picture .image-frame { width: 100% !important; }
+#picture img { width: min(100%, 60vh) !important; height: auto !important; }
+#picture img { max-height: none !important; object-fit: contain !important; }
 #results button[role="tab"] { padding: 0 9px; }
 """
 DRAFT = "diffguide-draft"  # key in the browser, which keeps it for this address alone; the other word is no secret
