@@ -52,8 +52,9 @@ def run(problem: Problem) -> tuple[Tensor, Tensor | None]:
     if blend is not None:
         options |= {"blend": torch.tensor(blend.weights(problem.q.shape[1]), device=problem.q.device)}
         options["blend_rows"] = slice(*blend.rows.indices(problem.q.shape[2])[:2])
+    assert problem.v is not None
     out, _, side = kernels.flash(problem.q, problem.k, problem.v, scale=problem.factor, **options)
-    if capture is None:
+    if capture is None or side is None:
         return out, None
     maps = side[:, :, capture.rows]
     return out, maps.mean(1) if capture.mean else maps
