@@ -306,6 +306,11 @@ def test_an_unused_layout_is_told(here, model, capsys):
     assert Recipe.load("x.png").layout is not None and not Recipe.load("x.png").methods
 
 
+def test_a_method_that_changes_nothing_is_told(here, model, capsys):
+    assert cli.main(draws(model, "--method", "nag", "--out", "x.png")) == 0
+    assert "note: nag changes nothing at these settings; diffguide methods nag" in capsys.readouterr().err
+
+
 def test_every_knob_is_in_the_table(capsys):
     from diffguide.processors import methods
 

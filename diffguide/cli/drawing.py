@@ -85,6 +85,8 @@ def recipe_of(options: argparse.Namespace) -> "Recipe":
     made = [describe.make(name, params[name], layout) for name in names]
     if layout is not None and not any(hasattr(method, "layout") for method in made):
         tell(f"note: nothing uses the layout ({', '.join(names) or 'no method'})")
+    for name in (name for name, method in zip(names, made, strict=True) if method.inert):
+        tell(f"note: {name} changes nothing at these settings; diffguide methods {name} tells what each knob does")
     scale = options.guidance_scale
     if scale is None:
         scale = zoo.GUIDANCE_SCALE if options.model in zoo.MODELS else 7.5
