@@ -119,8 +119,10 @@ class Call:
     def look(
         self, columns: list[int] | None = None, *, head_mean: bool = True, kind: str | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What `proceed` and `probabilities` give, for less than both."""
+        """What `proceed` and `probabilities` give, for less than both where the first stays the same bit for bit."""
         capture = self._capture(columns, head_mean, kind, self.image)
+        if not kernels.keeps_output(self.q, self.k, self.v, capture, mask=self.mask, scale=self.scale):
+            return self.proceed(), self.probabilities(columns, head_mean=head_mean, kind=kind)
         return kernels.attend(self.q, self.k, self.v, mask=self.mask, scale=self.scale, capture=capture)
 
     def _capture(self, columns: list[int] | None, head_mean: bool, kind: str | None, rows: slice) -> kernels.Capture:

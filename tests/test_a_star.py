@@ -152,8 +152,3 @@ def test_what_is_carried() -> None:
 def test_no_concept_is_told() -> None:
     with pytest.raises(ParamError, match=r"AStar.words: no noun phrase found in ''"):
         AStar().prepare(context(prompts=("",)))
-
-
-def test_words_beside_a_layout_are_refused():
-    with pytest.raises(ParamError, match=r"AStar.words = \('cat',\) with a layout"):
-        AStar(Layout(Region("cat", box=(0, 0, 1, 1))), words=("cat",))

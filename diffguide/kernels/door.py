@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import overload
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -194,6 +195,13 @@ def prefer(backend: str) -> Iterator[None]:
         _backend.reset(token)
 
 
+def keeps_output(
+    q: Tensor, k: Tensor, v: Tensor, capture: Capture, *, mask: Tensor | None = None, scale: float | None = None
+) -> bool:
+    """Whether `attend` with this capture gives the output that it gives without, bit for bit."""
+    return _choose(Problem(q, k, v, mask, scale, capture), "auto").exact
+
+
 def _run(problem: Problem, backend: str) -> tuple[Tensor | None, Tensor | None]:
     route = _choose(problem, backend)
     whole = problem if route.grouped else problem.with_all_heads()
@@ -245,6 +253,8 @@ def _choose(problem: Problem, backend: str) -> Route:
             raise KernelError(f'attention by {backend}: {why}; leave backend="auto", or ask explain() for one that can')
         return route
     whole = problem.with_all_heads()
+    if problem.capture is not None and torch.compiler.is_compiling() and not recompute.ROUTE.reason(whole):
+        return recompute.ROUTE  # the others ask for devices and libraries, which no compiler traces
     preferred = _backend.get()
     if preferred != "auto" and not ROUTES[preferred].reason(whole):
         return ROUTES[preferred]

@@ -24,6 +24,7 @@ class Route:
         declines: why it should not be taken unless it is named, None if it should.
         grouped: takes fewer heads of keys than of queries.
         blends: does the blend itself.
+        exact: the output is that of torch's own attention, bit for bit, whatever is captured beside it.
     """
 
     name: str
@@ -33,3 +34,4 @@ class Route:
     declines: Callable[[Problem], str | None] = _never
     grouped: bool = False
     blends: bool = False
+    exact: bool = False

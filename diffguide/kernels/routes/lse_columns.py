@@ -202,5 +202,10 @@ def _index(columns: Any, k: Tensor) -> Tensor:
 
 
 ROUTE = Route(
-    "lse-columns", reason, run, "torch's fused attention, and single columns from its normaliser on top", declines
+    "lse-columns",
+    reason,
+    run,
+    "torch's fused attention, and single columns from its normaliser on top",
+    declines,
+    exact=True,
 )
