@@ -6,7 +6,6 @@
 
 import functools
 import importlib
-import importlib.metadata
 import json as jsonlib
 import platform
 import re
@@ -127,6 +126,8 @@ def run_bench(
 
 
 def _versions() -> dict[str, str]:
+    import importlib.metadata  # a fifth of what help takes, which needs no versions
+
     from diffguide import __version__
 
     installed = {library: importlib.metadata.version(library) for library in _LIBRARIES}

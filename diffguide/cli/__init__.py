@@ -1,6 +1,7 @@
 """The command line. Every command imports what it needs when it runs, so that help is shown at once."""
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ class _Parser(argparse.ArgumentParser):
         raise SystemExit(WRONG)
 
 
+@functools.cache
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = _Parser(prog="diffguide", description="Steer attention in diffusers pipelines, without training anything.")
