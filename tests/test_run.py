@@ -64,6 +64,15 @@ def test_a_plain_recipe_is_the_pipeline_itself(pipe):
     assert ours.report.forwards == 0
 
 
+@pytest.mark.parametrize("given", ["height", "width"])
+def test_one_side_alone_is_drawn_as_asked(pipe, given):
+    factor = pipe.vae_scale_factor
+    own = pipe.unet.config.sample_size * factor
+    (drawn,) = draw(recipe(methods=(), layout=None, steps=1, **{given: 2 * own}), pipe)
+    wanted = {"height": own, "width": own} | {given: 2 * own}
+    assert pixels(drawn).shape[:2] == (wanted["height"], wanted["width"])
+
+
 def test_looking_at_maps_changes_no_pixel(pipe):
     (blind,) = run(recipe(), pipe, progress=False)
     (seeing,) = run(recipe(), pipe, capture_maps=True, progress=False)

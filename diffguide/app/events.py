@@ -44,18 +44,19 @@ def connect(demo: gr.Blocks, parts: dict[str, Any], runner: Runner, folder: Path
         lambda: {"kind": "", "text": "Stopped."}, None, parts["progress"], cancels=[go, grid], queue=False, **QUIET
     )
 
+    of_model = [parts[n] for n in ("drawing", "methods", "guidance")]
+    changed = parts["model"].input(desk.change_model, [parts["model"], parts["drawing"]], of_model, **DEVICE, **QUIET)
+
     looks = [parts[n].change for n in NAMES if n != "mode"]
     seen = [parts["notes"], parts["draft"], parts["knob"]]
     gr.on(looks, desk.look, form, seen, trigger_mode="always_last", concurrency_limit=2, **QUIET)
-    for job in (go, grid):  # while the device was drawing, it could not be asked
+    for job in (go, grid, changed):  # while the device was drawing or loading, it could not be asked
         job.then(desk.look, form, seen, concurrency_limit=2, **QUIET)
     demo.load(desk.start, parts["draft"], [*form, parts["notes"], parts["knob"]], **QUIET)
 
     parts["mode"].input(
         desk.switch, [parts["mode"], parts["methods"]], [parts["methods"], parts["tabs"]], queue=False, **QUIET
     )
-    of_model = [parts[n] for n in ("drawing", "methods", "guidance")]
-    parts["model"].input(desk.change_model, [parts["model"], parts["drawing"]], of_model, **DEVICE, **QUIET)
     for side in ("width", "height"):
         parts[side].change(
             desk.resize, [parts["model"], parts["width"], parts["height"]], parts["drawing"], **DEVICE, **QUIET

@@ -27,6 +27,8 @@ footer * { color: var(--body-text-color) !important; }
 #picture img { width: min(100%, 60vh) !important; height: auto !important; }
 #picture img { max-height: none !important; object-fit: contain !important; }
 #results button[role="tab"] { padding: 0 9px; }
+#results button[aria-selected="true"] { color: var(--button-primary-background-fill); }
+.dark #results button[aria-selected="true"] { color: var(--primary-400); }
 """
 DRAFT = "diffguide-draft"  # key in the browser, which keeps it for this address alone; the other word is no secret
 
@@ -96,7 +98,7 @@ def _layout_tools(parts: dict[str, Any]) -> None:
         parts["painting"] = accordion
         parts["which"] = gr.Number(1, label="Number of the region", precision=0, minimum=1, elem_id="which")
         parts["paint"] = gr.ImageEditor(
-            label="Paint where it belongs",
+            label="Choose the brush, paint where it belongs",
             type="numpy",
             image_mode="RGBA",
             sources=(),

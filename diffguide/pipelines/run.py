@@ -180,6 +180,11 @@ def call_options(recipe: Recipe, pipe: Any) -> dict[str, Any]:
     for name in ("height", "width"):
         if options.get(name, factor) % factor:
             raise ParamError(f"{name} = {options[name]} is not a multiple of {factor} pixels, which this model needs")
+    if ("height" in options) != ("width" in options) and hasattr(pipe, "unet"):
+        # StableDiffusionPipeline forgets the one side that is given; the others fill in the missing one by themselves
+        side: Any = pipe.unet.config.sample_size
+        own = (side, side) if isinstance(side, int) else side
+        options = {"height": own[0] * factor, "width": own[1] * factor} | options
     return options
 
 

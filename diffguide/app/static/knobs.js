@@ -133,7 +133,7 @@ function text(box, spec, knob, value, named, fault) { // a text, or a list betwe
   const input = make("input", { ...named, type: "text", placeholder: list ? "by commas" : knob.name === "layers" ? "as the method has it" : "", list: knob.name === "layers" ? id : null });
   input.value = list ? value.join(", ") : value ?? "";
   input.addEventListener("change", () => {
-    if (!list) return set(spec, knob, input.value);
+    if (!list) { set(spec, knob, input.value); if (knob.name === "heads") draw(); return; }
     const parts = input.value.split(",").map((part) => part.trim()).filter(Boolean);
     const values = words ? parts : parts.map(Number);
     if (judge(input, fault, words || values.every((v) => right(v, { ...knob, type: whole ? "integer" : "number" })), { ...knob, type: whole ? "integer" : "number" })) set(spec, knob, values);
@@ -146,14 +146,20 @@ function text(box, spec, knob, value, named, fault) { // a text, or a list betwe
 }
 
 // The heads: a row for each layer, a button for each head, coloured by what a search found.
-function units(value) {
-  const found = new Set();
-  for (const part of String(value).split(",").map((p) => p.trim()).filter(Boolean)) {
-    const unit = /^L(\d+)(?:H(\d+))?$/i.exec(part);
-    for (const layer of props.layers || []) {
-      if (unit ? Number(unit[1]) !== layer.number : !["all", layer.block].includes(part)) continue;
-      for (let head = 0; head < layer.heads; head++) if (!unit || unit[2] === undefined || Number(unit[2]) === head) found.add(`L${layer.number}H${head}`);
-    }
+const parts = (value) => String(value).split(",").map((part) => part.trim()).filter(Boolean);
+
+function like(name, pattern) { // as fnmatch has it: * ? [seq] [!seq]
+  const source = pattern.replace(/[.+^${}()|\\]/g, "\\$&").replaceAll("*", ".*").replaceAll("?", ".").replaceAll("[!", "[^");
+  try { return new RegExp(`^(?:${source})$`, "s").test(name); } catch (_) { return false; }
+}
+
+function headsOf(part) { // the heads that a part of the text names, none for what this model has not
+  const unit = /^L(\d+)(?:H(\d+))?$/i.exec(part), preset = part.startsWith("@") && (props.presets || []).find((p) => p.name === part.slice(1));
+  if (preset) return parts(preset.heads).filter((own) => !own.startsWith("@")).flatMap(headsOf);
+  const [name, only] = unit ? [null, unit[2]] : part.split(":"), found = [];
+  for (const layer of props.layers || []) {
+    if (unit ? Number(unit[1]) !== layer.number : !(["all", layer.block].includes(name) || like(layer.name, name))) continue;
+    for (let head = 0; head < layer.heads; head++) if (only === undefined || Number(only) === head) found.push(`L${layer.number}H${head}`);
   }
   return found;
 }
@@ -170,9 +176,9 @@ function shade(name) {
 function grid(spec, knob, value) {
   const layers = props.layers || [], box = make("div", { class: "heads" });
   if (!layers.length) return box;
-  const on = units(value), most = Math.max(...layers.map((layer) => layer.heads));
+  const on = new Set(parts(value).flatMap(headsOf)), others = parts(value).filter((part) => !headsOf(part).length), most = Math.max(...layers.map((layer) => layer.heads));
   const put = (text) => { set(spec, knob, text); draw(); };
-  const toggle = (name) => { const next = new Set(on); if (!next.delete(name)) next.add(name); put([...next].sort(byNumber).join(",")); };
+  const toggle = (name) => { const next = new Set(on); if (!next.delete(name)) next.add(name); put([...[...next].sort(byNumber), ...others].join(",")); };
   const head = (layer, number) => {
     const name = `L${layer.number}H${number}`, tone = shade(name);
     return make("td", {}, make("button", { type: "button", "aria-pressed": on.has(name), "aria-label": `head ${name}`, title: tone ? tone.tip : name, style: tone ? `background:${tone.colour};color:${tone.ink}` : null, onclick: () => toggle(name) }, on.has(name) ? "●" : ""));
