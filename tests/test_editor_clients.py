@@ -1,5 +1,6 @@
 """The editor's functions for programs: told steps, whole pictures, an order, an end for who leaves."""
 
+import asyncio
 import gc
 import subprocess
 import sys
@@ -109,3 +110,32 @@ def test_runs_leave_nothing_behind(client):
     for seed in range(6):
         client.predict(recipe(steps=1, seed=seed), api_name="/draw")
     assert alive() <= before
+
+
+def test_language_models_have_the_same_functions_as_tools(served, tmp_path):  # noqa: F811
+    mcp = pytest.importorskip("mcp", reason="--mcp needs the extra mcp")
+    http = pytest.importorskip("mcp.client.streamable_http")
+    from diffguide.app import server
+
+    demo, url = server.serve(["shapes-unet"], output=tmp_path, device="cpu", mcp=True, wait=False)
+
+    async def talk():
+        async with (
+            http.streamable_http_client(url + "gradio_api/mcp/") as (get, send, _),
+            mcp.ClientSession(get, send) as session,
+        ):
+            await session.initialize()
+            names = {tool.name for tool in (await session.list_tools()).tools}
+            drawn = await session.call_tool("draw", {"recipe": recipe(seed=12)})
+            refused = await session.call_tool("draw", {"recipe": recipe(model="some/other")})
+            return names, drawn, refused
+
+    try:
+        names, drawn, refused = asyncio.run(talk())
+    finally:
+        demo.close(verbose=False)
+    del demo
+    gc.collect()  # the server's loop, here rather than in the middle of another test
+    assert names == {"draw", "explain", "plan", "methods"}
+    assert not drawn.isError and Recipe.load(newest(tmp_path)).seed == 12
+    assert refused.isError and "this editor serves shapes-unet" in refused.content[0].text

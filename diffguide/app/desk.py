@@ -27,7 +27,7 @@ class Desk:
 
     # Drawing.
 
-    def draw(self, *given: Any) -> Iterator[dict[Any, Any]]:
+    def drawn(self, *given: Any) -> Iterator[dict[Any, Any]]:
         """Draw what the form says; with `compare`, first without its methods."""
         *values, compare, history = given
         history = list(history or [])
@@ -76,7 +76,7 @@ class Desk:
         except DiffguideError as error:
             yield {parts["progress"]: {"kind": "error", "text": str(error)}}
 
-    def asked(self, recipe: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
+    def draw(self, recipe: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
         """Draw a recipe (see docs/recipe.md): tells its steps, then gives the PNG with the recipe inside and its cost.
 
         Cancelling the call ends the drawing at its next step.
@@ -171,7 +171,7 @@ class Desk:
         """The canvas in the shape of the picture."""
         return self.of_model(model, {"width": width, "height": height})[self.parts["drawing"]]
 
-    def plan(self, prompt: str, seed: float, drawing: Any) -> Any:
+    def boxes(self, prompt: str, seed: float, drawing: Any) -> Any:
         """Boxes from the prompt."""
         size = drawing_of(drawing).size
         try:
@@ -180,14 +180,14 @@ class Desk:
             raise gr.Error(str(error), print_exception=False) from None
         return gr.update(value=value_of(layout, size))
 
-    def layout_from(self, prompt: str, seed: int = 0, aspect: float = 1.0) -> dict:
+    def plan(self, prompt: str, seed: int = 0, aspect: float = 1.0) -> dict:
         """A layout from a prompt alone: a box for each thing it counts, on the side it says (see docs/layout.md)."""
         try:
             return planning.plan(prompt, seed=seed, aspect=aspect).to_dict()
         except DiffguideError as error:
             raise gr.Error(str(error), print_exception=False) from None
 
-    def list_methods(self) -> dict:
+    def methods(self) -> dict:
         """Every method with every parameter: type, default, range and meaning."""
         return {"methods": describe.table()}
 

@@ -23,14 +23,14 @@ def connect(demo: gr.Blocks, parts: dict[str, Any], runner: Runner, folder: Path
 
     # what programs call comes first, or names of the page's own functions would be in its way
     parts["ask"].click(
-        desk.asked, parts["asked"], [parts["answer"], parts["told"]], api_name="draw", show_progress="hidden", **DEVICE
+        desk.draw, parts["asked"], [parts["answer"], parts["told"]], api_name="draw", show_progress="hidden", **DEVICE
     )
     gr.api(desk.explain, api_name="explain")
-    gr.api(desk.layout_from, api_name="plan")
-    gr.api(desk.list_methods, api_name="methods")
+    gr.api(desk.plan, api_name="plan")
+    gr.api(desk.methods, api_name="methods")
 
     go = parts["go"].click(
-        desk.draw, [*form, parts["compare"], parts["state"]], shown, trigger_mode="once", **DEVICE, **QUIET
+        desk.drawn, [*form, parts["compare"], parts["state"]], shown, trigger_mode="once", **DEVICE, **QUIET
     )
     grid = parts["sweep"].click(
         desk.grid,
@@ -61,7 +61,7 @@ def connect(demo: gr.Blocks, parts: dict[str, Any], runner: Runner, folder: Path
         parts[side].change(
             desk.resize, [parts["model"], parts["width"], parts["height"]], parts["drawing"], **DEVICE, **QUIET
         )
-    parts["plan"].click(desk.plan, [parts["prompt"], parts["seed"], parts["drawing"]], parts["drawing"], **QUIET)
+    parts["plan"].click(desk.boxes, [parts["prompt"], parts["seed"], parts["drawing"]], parts["drawing"], **QUIET)
     parts["below"].click(desk.below, parts["state"], parts["drawing"], **QUIET)
     parts["mask"].click(masks.painted, [parts["paint"], parts["which"], parts["drawing"]], parts["drawing"], **QUIET)
     parts["unmask"].click(masks.boxed, [parts["which"], parts["drawing"]], parts["drawing"], **QUIET)

@@ -10,6 +10,7 @@ from diffguide.app import events, knobs, problems
 from diffguide.app.canvas import Canvas
 from diffguide.app.form import NAMES, STEPS, guidance_of
 from diffguide.app.knobs import Knobs
+from diffguide.app.part import RecipeField
 from diffguide.app.run import Runner
 from diffguide.app.shown import Curves, MapView, Notes, ProgressView
 from diffguide.pipelines.source import SCHEDULERS
@@ -163,7 +164,7 @@ def _going(parts: dict[str, Any]) -> None:
 def _for_programs(parts: dict[str, Any]) -> None:
     """What `/draw` takes and gives; people use the buttons."""
     with gr.Row(visible=False):
-        parts["asked"] = gr.JSON(label="Recipe")
+        parts["asked"] = RecipeField(label="Recipe")
         parts["answer"] = gr.Image(label="Picture", type="filepath", format="png")
         parts["told"] = gr.JSON(label="Told")
         parts["ask"] = gr.Button("Draw a recipe")
