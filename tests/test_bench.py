@@ -31,6 +31,7 @@ from diffguide.bench import (
     semantics,
     sheet,
     statistics,
+    styles,
     tables,
     thrift,
 )
@@ -41,7 +42,7 @@ from diffguide.tokens import find
 from diffguide.zoo.denoisers.shapes_unet import assemble
 from diffguide.zoo.parts import TEXT_WIDTH, build_text_encoder
 from diffguide.zoo.tokenizer import build_tokenizer
-from diffguide.zoo.world import Scene, Thing, phrase, plural, render
+from diffguide.zoo.world import STYLES, Scene, Thing, phrase, plural, render
 
 TOKENIZER = build_tokenizer()
 
@@ -246,6 +247,18 @@ def test_a_gain_counts_scenes_that_both_have():
     nothing = {"scene": 1, "a": 0, "b": 0}
     assert gained([one, two], [{**one, "a": 0}, nothing], "a", "b")["value"] == 0.5
     assert gained([two], [nothing], "a", "b") == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
+def test_a_style_that_was_asked_for_is_read_in_the_truth(pipe):
+    tasks = styles.BENCH.tasks(6)
+    assert [t.style for t in tasks] == [*STYLES, *STYLES] and all(t.caption.endswith(t.style) for t in tasks)
+    task = next(t for t in tasks if t.style == "as a sketch")
+    things = tuple(Thing(c, s, 0.25 + 0.5 * n, 0.5, 0.2) for n, (c, s, _) in enumerate(task.kinds[:2]))
+    asked, plain = (styles.BENCH.counts(render(Scene("white", things, style)), task) for style in (task.style, None))
+    assert asked["styled"] > asked["fine"] / 2 > plain["styled"]
+    assert styles.BENCH.note(asked).startswith("sketch, ") and styles.BENCH.note(plain).startswith("plain, ")
+    found = bench.run_bench("styles", model=pipe, methods=["pag"], limit=3, seeds=1, steps=2, progress=False)
+    assert {"night_read", "fog_read", "sketch_read", "style_read", "style_read_gain"} <= set(found["rows"][1])
 
 
 def test_what_a_negative_prompt_names_is_counted_apart(pipe):
@@ -772,4 +785,14 @@ def test_numbers_keep_three_digits(value):
 
 
 def test_every_file_that_is_a_bench_is_one():
-    assert bench.names() == ["attention", "knobs", "layout", "negative", "peers", "perturbation", "semantics", "thrift"]
+    assert bench.names() == [
+        "attention",
+        "knobs",
+        "layout",
+        "negative",
+        "peers",
+        "perturbation",
+        "semantics",
+        "styles",
+        "thrift",
+    ]
