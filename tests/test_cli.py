@@ -300,6 +300,14 @@ def test_heads_are_searched_shown_and_used(here, model, capsys):
     assert spec.name == "soft-pag" and spec.params["heads"] == heads and spec.params["blend"] == 0.25
 
 
+def test_a_preset_of_another_model_is_told(here, model, capsys):
+    heads = "soft-pag.heads=L0H0,@sd3-medium-dark"
+    assert cli.main(draws(model, "--method", "soft-pag", "--set", heads, "--out", "x.png")) == 2
+    note, refusal = capsys.readouterr().err.strip().splitlines()[:2]
+    assert note.startswith("note: @sd3-medium-dark was found for stabilityai/") and note.endswith(f" on {model}")
+    assert "L1H10 is not there" in refusal
+
+
 def test_an_unused_layout_is_told(here, model, capsys):
     assert cli.main(draws(model, "--layout", "layout.json", "--method", "none", "--out", "x.png")) == 0
     assert "nothing uses the layout" in capsys.readouterr().err

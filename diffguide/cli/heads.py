@@ -117,10 +117,11 @@ def prompts(options: argparse.Namespace) -> list[str]:
 def heads_show(options: argparse.Namespace) -> None:
     from dataclasses import asdict
 
+    from diffguide import zoo
     from diffguide.heads import load, presets
 
     if options.name is None:
-        found = presets()
+        found = dict(sorted(presets().items(), key=lambda item: item[1].model not in zoo.MODELS))  # ours first
     else:
         path = Path(options.name)
         found = {options.name: load(path / "preset.json" if path.is_dir() else options.name)}
