@@ -23,7 +23,10 @@ CSS = """
 footer { opacity: 1 !important; color: var(--body-text-color) !important; }
 footer * { color: var(--body-text-color) !important; }
 #results, #results > * { min-width: 0; }
+footer .divider { display: none !important; }
 #go, #stop { min-height: 46px; }
+#gallery, #gallery .gallery-container, #gallery .grid-wrap { height: auto !important; min-height: 0 !important; }
+#gallery .grid-wrap { max-height: 420px !important; }
 #picture .image-container, #picture .image-frame { width: 100% !important; }
 #picture img { width: min(100%, 60vh) !important; height: auto !important; }
 #picture img { max-height: none !important; object-fit: contain !important; }
