@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import socket
 import subprocess
 import sys
 import threading
@@ -447,17 +448,21 @@ def test_previews_stay_small_and_cheap(runner):
 
 def test_the_command_tells_what_is_wrong_in_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    taken = socket.create_server(("127.0.0.1", 0))
     cases = [
         (["--host", "0.0.0.0"], "--auth"),
         (["--auth", "x"], "NAME:PASSWORD"),
         (["--model", "nothing-such"], "no model is called"),
         (["--device", "cuda:77"], "cannot be used"),
         (["--output-dir", str(Path(__file__).parent)], "may hold .png files alone"),
+        (["--port", "99999"], "--port 99999 is not in [1, 65535]"),
+        (["--port", str(taken.getsockname()[1])], "name another, or none for a free one"),
     ]
     for options, text in cases:
         assert cli.main(["app", *options]) == 2
         (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith("diffguide: error")]
         assert text in line
+    taken.close()
 
 
 def test_a_painted_mask_is_the_place_of_its_region_and_goes_again():

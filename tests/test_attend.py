@@ -409,6 +409,13 @@ T = torch.tensor
         (lambda q: attend(q, q, q, backend="cudnn"), "no route is called 'cudnn' .known: auto, fused"),
         (lambda q: attend(q, q, q, capture=Capture([1]), backend="sdpa"), "attention by sdpa: gives no maps; leave"),
         (lambda q: prefer("cudnn").__enter__(), "no route is called 'cudnn'"),
+        (lambda q: attend(q, q, q, window=(6, 6)), r"window is \(6, 6\); expected diffguide.kernels.Window"),
+        (lambda q: attend(q, q, q, capture=[1]), r"capture is \[1\]; expected diffguide.kernels.Capture"),
+        (lambda q: attend(q.numpy(), q, q), "q is ndarray; expected a tensor"),
+        (lambda q: attend(q, q, q, scale="1"), "scale = '1' is not a number"),
+        (lambda q: attend(q, q, q, scale=float("nan")), "scale = nan is not a number"),
+        (lambda q: attend(q, q, q, mask=torch.ones(33, 33, dtype=torch.int64)), "mask is torch.int64; expected"),
+        (lambda q: attend(q, q, q, blend=Blend(torch.ones(2))), "2 numbers, but there are 3 heads"),
     ],
 )
 def test_what_does_not_fit_is_named_before_any_work(make, message):

@@ -298,6 +298,13 @@ def test_heads_are_searched_shown_and_used(here, model, capsys):
     assert cli.main(used) == 0
     (spec,) = Recipe.load("u.png").methods
     assert spec.name == "soft-pag" and spec.params["heads"] == heads and spec.params["blend"] == 0.25
+    assert cli.main(["heads", "show", "@sd3-medium-dark"]) == 0 and "L1H10" in capsys.readouterr().out
+
+
+def test_a_search_that_finds_nothing_says_so(here, model, capsys):
+    line = ["heads", "search", "--model", model, "--layers", "mid", "--keep", "1", "--steps", "1", "--out", "found"]
+    assert cli.main([*line, "--blend", "0", "--prompt", "a red circle", "--objective", "contrast"]) == 0
+    assert "note: nothing tried is above the plain pictures" in capsys.readouterr().err
 
 
 def test_a_preset_of_another_model_is_told(here, model, capsys):

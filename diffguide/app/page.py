@@ -185,7 +185,14 @@ def _results(parts: dict[str, Any]) -> None:
                 interactive=False,
                 elem_id="picture",
             )
-            parts["caption"] = gr.Textbox(show_label=False, container=False, interactive=False, elem_id="caption")
+            parts["caption"] = gr.Textbox(
+                label="What was drawn",
+                show_label=False,
+                container=False,
+                interactive=False,
+                placeholder="Nothing drawn yet.",
+                elem_id="caption",
+            )
         with gr.Tab("Compare", id="compared"):
             parts["slider"] = gr.ImageSlider(
                 label="Without and with methods, same seed",

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def check_host(host: str, auth: Sequence[object], anyone: bool) -> None:
             f"--host {host} lets other machines in; add --auth NAME:PASSWORD, or --no-auth if everyone who reaches "
             "this machine may use it"
         )
+
+
+def check_port(host: str, port: int | None) -> None:
+    """Raise ParamError where a port is no port, or another program has it."""
+    if port is None:
+        return
+    if not 1 <= port <= 65535:
+        raise ParamError(f"--port {port} is not in [1, 65535]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just given up is free
+        try:
+            own.bind((host.strip("[]"), port))
+        except OSError as fault:
+            why = fault.strerror or fault
+            raise ParamError(f"--port {port} of {host}: {why}; name another, or none for a free one") from None
 
 
 def is_loopback(host: str) -> bool:

@@ -62,6 +62,7 @@ def serve(
     """
     pairs = safety.logins(auth)
     safety.check_host(host, pairs, anyone)
+    safety.check_port(host, port)
     folder = safety.output_folder(output)
     if mcp:
         _check_mcp()

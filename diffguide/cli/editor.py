@@ -21,11 +21,16 @@ def app(options: argparse.Namespace) -> None:
         raise ModelError("no embedded model is in this installation; name one with --model")
     if all(model in zoo.MODELS or Path(model).is_dir() for model in models):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is to be looked up
-    quiet(models[0])
-    from diffguide.app import serve
+    from diffguide.app import safety
 
     heads = options.heads or (SEARCH if (Path(SEARCH) / "trials.jsonl").is_file() else None)
     auth = [*(options.auth or ()), *filter(None, [os.environ.get("DIFFGUIDE_AUTH")])]
+    safety.check_host(options.host, safety.logins(auth), options.no_auth)  # before the libraries, which take a while
+    safety.check_port(options.host, options.port)
+    safety.output_folder(options.output_dir)
+    quiet(models[0])
+    from diffguide.app import serve
+
     tell(f"serving {', '.join(models)}; pictures go to {options.output_dir}; Ctrl+C ends it")
     serve(
         models,

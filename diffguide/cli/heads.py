@@ -70,6 +70,8 @@ def heads_search(options: argparse.Namespace) -> None:
     for text in found.screened:
         tell(text)
     tell(f"{options.objective}: plain {found.plain:.4g}, the best trial {max(found.best):.4g}")
+    if not max(found.best) > found.plain:
+        tell(f"note: nothing tried is above the plain pictures; {found.text} is the least bad of it, and no find")
     print(found.text)
     for name in ("preset.json", "heads.png", "report.md"):
         print(folder / name)
@@ -120,6 +122,7 @@ def heads_show(options: argparse.Namespace) -> None:
     from diffguide import zoo
     from diffguide.heads import load, presets
 
+    options.name = options.name and options.name.removeprefix("@")
     if options.name is None:
         found = dict(sorted(presets().items(), key=lambda item: item[1].model not in zoo.MODELS))  # ours first
     else:
@@ -138,6 +141,7 @@ def heads_use(options: argparse.Namespace) -> None:
     from diffguide.cli.drawing import generate
     from diffguide.heads import load
 
+    options.name = options.name.removeprefix("@")  # as SoftPAG writes presets
     path = Path(options.name)
     source = str(path / "preset.json") if path.is_dir() else options.name
     preset = load(source)

@@ -189,17 +189,19 @@ class Blend:
     """The output moved towards each token's own value: (1 - w) o + w v. Maps are those of the attention itself.
 
     Attributes:
-        weight: w in [0, 1], one number or one for each head.
+        weight: w in [0, 1], one number or one for each head; a tensor [H] will do.
         rows: the tokens it is for, without a step; needs as many keys as queries.
 
     Raises:
         KernelError: a weight is outside [0, 1].
     """
 
-    weight: float | Sequence[float]
+    weight: float | Sequence[float] | Tensor
     rows: slice = field(default_factory=lambda: slice(None))
 
     def __post_init__(self) -> None:
+        if isinstance(self.weight, Tensor):
+            object.__setattr__(self, "weight", self.weight.tolist())
         weights = self.weight if isinstance(self.weight, Sequence) else (self.weight,)
         for w in weights:
             if isinstance(w, bool) or not isinstance(w, int | float) or not 0 <= w <= 1:

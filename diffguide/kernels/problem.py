@@ -12,6 +12,7 @@ from diffguide.errors import KernelError
 from diffguide.kernels.options import Blend, Blocks, Capture, Regions
 from diffguide.kernels.windows import Window
 
+OPTIONS = {"capture": Capture, "regions": Regions, "window": Window, "blocks": Blocks, "blend": Blend}
 ROOM = 2**26  # bytes of a mask that may exist, or be kept, at a time
 
 
@@ -33,6 +34,7 @@ class Problem:
     def check(self) -> None:
         """Raise KernelError where tensors and options do not fit each other."""
         q, k, v = self.q, self.k, self.v
+        self._check_types()
         for name, x in (("q", q), ("k", k), ("v", v)):
             if x is not None and (x.ndim != 4 or not x.is_floating_point()):
                 raise KernelError(f"{name} is {x.dtype} {list(x.shape)}; expected real numbers [B, H, tokens, D]")
@@ -55,16 +57,29 @@ class Problem:
                     f"mask is {list(self.mask.shape)}; expected what broadcasts to {self.shape}"
                 ) from None
         B, H, N, M = self.shape
-        if self.capture:
+        if self.capture is not None:
             self.capture.check(B, N, M)
-        if self.regions:
+        if self.regions is not None:
             self.regions.check(B, N, M)
-        if self.window:
+        if self.window is not None:
             self.window.check(N, M)
-        if self.blocks:
+        if self.blocks is not None:
             self.blocks.check(B, H, N, M)
-        if self.blend:
+        if self.blend is not None:
             self.blend.check(H, N, M)
+
+    def _check_types(self) -> None:
+        for name, x in (("q", self.q), ("k", self.k), ("v", self.v), ("mask", self.mask)):
+            if not isinstance(x, Tensor) and (x is not None or name in "qk"):
+                raise KernelError(f"{name} is {type(x).__name__}; expected a tensor")
+        for name, kind in OPTIONS.items():
+            if (option := getattr(self, name)) is not None and not isinstance(option, kind):
+                raise KernelError(f"{name} is {option!r:.60}; expected diffguide.kernels.{kind.__name__}(...)")
+        s = self.scale
+        if s is not None and (isinstance(s, bool) or not isinstance(s, int | float) or s != s):
+            raise KernelError(f"scale = {s!r} is not a number that logits can be multiplied with")
+        if self.mask is not None and not (self.mask.dtype == torch.bool or self.mask.is_floating_point()):
+            raise KernelError(f"mask is {self.mask.dtype}; expected booleans, or real numbers that are added to logits")
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

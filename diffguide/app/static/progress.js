@@ -7,6 +7,7 @@ function draw() {
   if (now.kind !== "running") { picture.hidden = true; picture.removeAttribute("src"); }
   bar.max = now.steps || 1;
   bar.value = now.kind === "done" ? bar.max : now.step || 0;
+  bar.hidden = !["running", "done"].includes(now.kind);
   text.dataset.kind = now.kind || "";
   text.textContent = now.text || "Ready.";
 }
