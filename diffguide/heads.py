@@ -56,6 +56,11 @@ def presets() -> dict[str, Preset]:
     return {file.stem: load(file) for file in sorted(FOLDER.glob("*.json"))}
 
 
+def mentioned(text: str) -> list[str]:
+    """The presets that a text of heads names, "L3,@dark" for example: without their @."""
+    return [part.strip()[1:] for part in text.split(",") if part.strip().startswith("@")]
+
+
 def load(source: str | Path) -> Preset:
     """The preset of this name, or in this `.json` file.
 

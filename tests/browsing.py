@@ -147,7 +147,7 @@ def editor(chromium: Any, served: Any) -> Iterator[Editor]:
     page = Editor(context, served.url)
     yield page
     context.close()
-    assert not page.faults
+    assert not page.faults, page.faults
 
 
 @pytest.fixture
@@ -159,4 +159,4 @@ def phone(chromium: Any, served: Any) -> Iterator[Editor]:
     page = Editor(context, served.url)
     yield page
     context.close()
-    assert not page.faults
+    assert not page.faults, page.faults

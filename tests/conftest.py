@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["DIFFUSERS_VERBOSITY"] = "error"
 
 import torch
+from browsing import chromium, editor, phone, served  # noqa: F401  one editor and one browser for all files of a process
 from hypothesis import settings
 
 torch.set_num_threads(1)  # two threads spin on busy cores: the same two steps take 4.8 s instead of 0.08 s

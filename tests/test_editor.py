@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from browsing import PATIENCE, chromium, editor, newest, phone, served  # noqa: F401
+from browsing import PATIENCE, newest
 from PIL import Image
 
 from diffguide.layout import Layout, Region
@@ -16,7 +16,7 @@ CIRCLE, SQUARE, STAR = (0.06, 0.08, 0.42, 0.44), (0.58, 0.10, 0.92, 0.44), (0.30
 NEAR = 0.006  # a screen pixel is a 400th of the canvas, and a drag has two ends
 
 
-def test_two_boxes_a_method_and_a_picture_that_follows_them(editor, served):  # noqa: F811
+def test_two_boxes_a_method_and_a_picture_that_follows_them(editor, served):
     editor.region("a red circle", CIRCLE)
     editor.region("a blue square", SQUARE)
     editor.region("a yellow star", STAR)
@@ -40,7 +40,7 @@ def test_two_boxes_a_method_and_a_picture_that_follows_them(editor, served):  # 
     editor.says("shell", "layout.json")
 
 
-def test_touch_draws_and_undo_takes_it_back(phone):  # noqa: F811
+def test_touch_draws_and_undo_takes_it_back(phone):
     stage = phone.page.locator("svg.stage")
     stage.scroll_into_view_if_needed()
     session = phone.page.context.new_cdp_session(phone.page)
@@ -65,7 +65,7 @@ def test_touch_draws_and_undo_takes_it_back(phone):  # noqa: F811
     assert len(phone.regions()) == 1
 
 
-def test_keyboard_and_table_move_boxes_exactly(editor):  # noqa: F811
+def test_keyboard_and_table_move_boxes_exactly(editor):
     editor.region("a red circle", (0.2, 0.2, 0.4, 0.4))
     page = editor.page
     page.locator("g.item").focus()
@@ -92,7 +92,7 @@ def test_keyboard_and_table_move_boxes_exactly(editor):  # noqa: F811
     assert len(editor.regions()) == 2
 
 
-def test_a_handle_resizes_a_box_moves_and_the_order_changes(editor):  # noqa: F811
+def test_a_handle_resizes_a_box_moves_and_the_order_changes(editor):
     editor.region("one", (0.2, 0.2, 0.4, 0.4))
     editor.region("two", (0.6, 0.6, 0.8, 0.8))
     editor.drag((0.8, 0.8), (0.9, 0.95))
@@ -106,7 +106,7 @@ def test_a_handle_resizes_a_box_moves_and_the_order_changes(editor):  # noqa: F8
     assert editor.regions()[2][1] == [0.125, 0.75, 0.375, 1.0]
 
 
-def test_a_stop_ends_the_run_and_the_next_one_draws(editor, served):  # noqa: F811
+def test_a_stop_ends_the_run_and_the_next_one_draws(editor, served):
     editor.fill("steps", "200")
     before = len(list(served.folder.glob("*.png")))
     editor.page.click("#go")
@@ -120,7 +120,7 @@ def test_a_stop_ends_the_run_and_the_next_one_draws(editor, served):  # noqa: F8
     assert len(list(served.folder.glob("*.png"))) == before + 1
 
 
-def test_a_closed_tab_frees_the_device(chromium, served):  # noqa: F811
+def test_a_closed_tab_frees_the_device(chromium, served):
     context = chromium.new_context()
     page = context.new_page()
     page.goto(served.url)
@@ -134,7 +134,7 @@ def test_a_closed_tab_frees_the_device(chromium, served):  # noqa: F811
     wait_until(lambda: not served.runner.workers)
 
 
-def test_a_picture_restores_everything_and_maps_are_shown(editor, served, tmp_path):  # noqa: F811
+def test_a_picture_restores_everything_and_maps_are_shown(editor, served, tmp_path):
     phrase = "a red circle"
     layout = Layout(
         Region(phrase, box=(0.1, 0.2, 0.5, 0.6), weight=2.0), Region("blue square", box=(0.5, 0.5, 0.9, 0.9))
@@ -166,6 +166,7 @@ def test_a_picture_restores_everything_and_maps_are_shown(editor, served, tmp_pa
     page.locator("#maps .words[data-step='5']").wait_for()
     assert page.evaluate(INK) != mean
     editor.tab("Losses")
+    page.locator("#curves svg path").wait_for(state="attached")  # a tab is made when it is opened
     assert page.locator("#curves svg path").count() == 1
     page.locator("#gallery button.thumbnail-item, #gallery .thumbnail-lg").first.click()
     page.click("#recall")
@@ -175,7 +176,7 @@ INK = "() => { const c = document.querySelectorAll('#maps canvas')[1]; return c.
 NASTY = "<img src=x onerror=alert(1)> ${alert(1)} {{alert}} <b>é</b>"
 
 
-def test_hostile_strings_stay_text(editor, tmp_path):  # noqa: F811
+def test_hostile_strings_stay_text(editor, tmp_path):
     dialogs: list[str] = []
     editor.page.on("dialog", lambda d: (dialogs.append(d.message), d.dismiss()))
     recipe = Recipe(
@@ -197,7 +198,7 @@ def test_hostile_strings_stay_text(editor, tmp_path):  # noqa: F811
     assert dialogs == []
 
 
-def test_heads_are_picked_on_the_grid_and_modes_offer_their_methods(editor):  # noqa: F811
+def test_heads_are_picked_on_the_grid_and_modes_offer_their_methods(editor):
     page = editor.page
     editor.add_method("soft-pag")
     page.get_by_label("head L0H0").click()
@@ -216,7 +217,7 @@ def test_heads_are_picked_on_the_grid_and_modes_offer_their_methods(editor):  # 
     assert page.get_by_role("tab", name="Maps", exact=True).get_attribute("aria-selected") == "true"
 
 
-def test_a_draft_outlives_a_reload_and_problems_are_told(editor):  # noqa: F811
+def test_a_draft_outlives_a_reload_and_problems_are_told(editor):
     editor.region("a purple cow", (0.2, 0.2, 0.6, 0.6))
     editor.add_method("bacon")
     editor.says("notes", "purple cow")
@@ -228,7 +229,7 @@ def test_a_draft_outlives_a_reload_and_problems_are_told(editor):  # noqa: F811
     assert editor.page.locator("#prompt textarea").input_value() == "a purple cow"
 
 
-def test_a_comparison_a_grid_and_a_plan(editor, served):  # noqa: F811
+def test_a_comparison_a_grid_and_a_plan(editor, served):
     page = editor.page
     page.click("#plan")
     wait_until(lambda: len(editor.regions()) == 3)
@@ -251,7 +252,7 @@ def test_a_comparison_a_grid_and_a_plan(editor, served):  # noqa: F811
     assert {0.0, 100.0} <= scales
 
 
-def wait_until(met, editor=None, seconds=PATIENCE / 1000):  # noqa: F811
+def wait_until(met, editor=None, seconds=PATIENCE / 1000):
     """Wait for something outside the page, or read off it."""
     until = time.monotonic() + seconds
     while not met():

@@ -5,7 +5,7 @@ import urllib.parse
 import urllib.request
 
 import pytest
-from browsing import Editor, chromium, served  # noqa: F401
+from browsing import Editor
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
@@ -22,7 +22,7 @@ GRADIO = [["[aria-label='Empty value']"], ["#picture .image-container"], ["#gall
     ],
     ids=["light", "dark", "phone"],
 )
-def test_axe_finds_no_fault_of_ours(chromium, served, scheme, size, tabs):  # noqa: F811
+def test_axe_finds_no_fault_of_ours(chromium, served, scheme, size, tabs):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python").Axe()
     context = chromium.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme)
     editor = Editor(context, served.url)
@@ -46,7 +46,7 @@ def test_axe_finds_no_fault_of_ours(chromium, served, scheme, size, tabs):  # no
 
 
 @pytest.fixture(scope="module")
-def guarded(served, tmp_path_factory):  # noqa: F811
+def guarded(served, tmp_path_factory):
     """The address of an editor that asks for a password."""
     from diffguide.app import server
 

@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from browsing import PATIENCE, newest, served  # noqa: F401
+from browsing import PATIENCE, newest
 
 from diffguide.recipe import Recipe
 
@@ -21,7 +21,7 @@ def recipe(**changes):
 
 
 @pytest.fixture(scope="module")
-def client(served):  # noqa: F811
+def client(served):
     from gradio_client import Client
 
     return Client(served.url, verbose=False)
@@ -34,7 +34,7 @@ def wait_until(met, seconds=3 * SECONDS):
         time.sleep(0.02)
 
 
-def test_a_recipe_comes_back_as_a_picture_that_carries_it(client, served):  # noqa: F811
+def test_a_recipe_comes_back_as_a_picture_that_carries_it(client, served):
     job = client.submit(recipe(seed=11), api_name="/draw")
     path, told = job.result(timeout=3 * SECONDS)
     assert Recipe.load(path).seed == 11 and told["recipe"]["seed"] == 11 and told["cost"]
@@ -62,7 +62,7 @@ def test_methods_plans_and_problems_are_functions(client):
     assert any("the regions do nothing" in note["text"] for note in notes)
 
 
-def test_eight_at_once_come_in_their_order_and_none_is_lost(client, served):  # noqa: F811
+def test_eight_at_once_come_in_their_order_and_none_is_lost(client, served):
     from gradio_client import Client
 
     first = client.submit(recipe(steps=60), api_name="/draw")
@@ -79,7 +79,7 @@ def test_eight_at_once_come_in_their_order_and_none_is_lost(client, served):  # 
     assert [Recipe.load(path).seed for path in drawn] == seeds
 
 
-def test_a_cancelled_job_and_a_killed_client_free_the_device(client, served):  # noqa: F811
+def test_a_cancelled_job_and_a_killed_client_free_the_device(client, served):
     job = client.submit(recipe(steps=200), api_name="/draw")
     wait_until(lambda: len(job.outputs()) > 1)
     job.cancel()
@@ -112,7 +112,7 @@ def test_runs_leave_nothing_behind(client):
     assert alive() <= before
 
 
-def test_language_models_have_the_same_functions_as_tools(served, tmp_path):  # noqa: F811
+def test_language_models_have_the_same_functions_as_tools(served, tmp_path):
     mcp = pytest.importorskip("mcp", reason="--mcp needs the extra mcp")
     http = pytest.importorskip("mcp.client.streamable_http")
     from diffguide.app import server

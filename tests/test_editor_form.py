@@ -1,7 +1,7 @@
 """The rest of the editor's form in a browser: painted masks, a picture below, other models and sizes, a look back."""
 
 import pytest
-from browsing import chromium, editor, newest, served  # noqa: F401
+from browsing import newest
 from PIL import Image
 
 from diffguide.recipe import Recipe
@@ -9,7 +9,7 @@ from diffguide.recipe import Recipe
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
-def test_a_painted_mask_is_a_regions_place_and_its_box_comes_back(editor, served):  # noqa: F811
+def test_a_painted_mask_is_a_regions_place_and_its_box_comes_back(editor, served):
     page = editor.page
     editor.region("a red circle", (0.6, 0.6, 0.9, 0.9))
     page.get_by_role("button", name="Paint a mask for a region").click()
@@ -40,7 +40,7 @@ def test_a_painted_mask_is_a_regions_place_and_its_box_comes_back(editor, served
     assert editor.regions()[0][1] == pytest.approx([x0, y0, x1, y1], abs=1e-3)
 
 
-def test_a_picture_below_stays_in_the_browser(editor, tmp_path):  # noqa: F811
+def test_a_picture_below_stays_in_the_browser(editor, tmp_path):
     page, sent = editor.page, []
     file = tmp_path / "mine.png"
     Image.new("RGB", (64, 64), (12, 200, 40)).save(file)
@@ -52,13 +52,13 @@ def test_a_picture_below_stays_in_the_browser(editor, tmp_path):  # noqa: F811
     assert not [url for url in sent if "upload" in url]
 
 
-def test_another_model_has_its_own_heads_and_refusals(editor):  # noqa: F811
+def test_another_model_has_its_own_heads_and_refusals(editor):
     page = editor.page
     editor.add_method("soft-pag")
     before = page.locator("#knobs .heads tbody tr").count()
     page.get_by_role("button", name="Negative prompt, model").click()
     page.locator("#model input").click()
-    page.get_by_role("option", name="shapes-mmdit").click()
+    page.get_by_role("option", name="shapes-mmdit", exact=True).click()
     page.wait_for_function(
         "n => document.querySelectorAll('#knobs .heads tbody tr').length !== n", arg=before, timeout=90_000
     )
@@ -70,7 +70,7 @@ def test_another_model_has_its_own_heads_and_refusals(editor):  # noqa: F811
     editor.says("notes", "SAG finds no site in this denoiser")
 
 
-def test_another_size_reshapes_the_canvas_and_the_picture(editor, served):  # noqa: F811
+def test_another_size_reshapes_the_canvas_and_the_picture(editor, served):
     page = editor.page
     page.get_by_role("button", name="Guidance scale, scheduler, size").click()
     editor.fill("height", "64")
@@ -83,7 +83,7 @@ def test_another_size_reshapes_the_canvas_and_the_picture(editor, served):  # no
         assert picture.size == (128, 64)
 
 
-def test_a_look_back_shows_a_picture_and_puts_its_form_back(editor, served):  # noqa: F811
+def test_a_look_back_shows_a_picture_and_puts_its_form_back(editor, served):
     page = editor.page
     editor.fill("steps", "2")
     editor.fill("prompt", "a red circle")
@@ -100,7 +100,7 @@ def test_a_look_back_shows_a_picture_and_puts_its_form_back(editor, served):  # 
     assert page.locator("#seed input").input_value() == "0"
 
 
-def test_heads_named_by_pattern_are_shown_and_what_is_not_understood_is_kept(editor):  # noqa: F811
+def test_heads_named_by_pattern_are_shown_and_what_is_not_understood_is_kept(editor):
     page = editor.page
     editor.add_method("soft-pag")
     field = page.get_by_label("soft-pag heads", exact=True)

@@ -14,6 +14,7 @@ from diffguide.app.form import NAMES, Form, fields_of, guidance_of, served
 from diffguide.app.results import Result, keep, python_of, shell_of
 from diffguide.app.run import Drawn, Progress, Runner
 from diffguide.errors import DiffguideError
+from diffguide.pipelines.run import own_size
 from diffguide.recipe import Recipe
 
 LAST = 24  # pictures of a session's history
@@ -27,7 +28,7 @@ class Desk:
 
     # Drawing.
 
-    def drawn(self, *given: Any) -> Iterator[dict[Any, Any]]:
+    def draw_form(self, *given: Any) -> Iterator[dict[Any, Any]]:
         """Draw what the form says; with `compare`, first without its methods."""
         *values, compare, history = given
         history = list(history or [])
@@ -152,7 +153,7 @@ class Desk:
         """What the page knows of a model: its layers, grids and size."""
         fields = fields or {}
         pipe = self.runner.peek(model)
-        layers, own = problems.layers(pipe), problems.own_size(pipe)
+        layers, own = problems.layers(pipe), own_size(pipe)
         heat = self.heat if self.heat and self.heat["model"] in ("", model) else None
         size = [int(fields.get("width") or own[0]), int(fields.get("height") or own[1])]
         drawing = {"size": size, "grids": [list(g) for g in problems.grids(pipe, (size[1], size[0]))]}
@@ -198,7 +199,7 @@ class Desk:
     def fill(self, recipe: Recipe) -> dict[Any, Any]:
         """The form of a recipe; a model that is not served is an error."""
         self.runner.check(recipe.model)
-        own = problems.own_size(self.runner.peek(recipe.model))
+        own = own_size(self.runner.peek(recipe.model))
         fields = fields_of(recipe, own)
         return {self.parts[n]: v for n, v in fields.items()} | self.of_model(recipe.model, fields)
 

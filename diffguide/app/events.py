@@ -30,7 +30,7 @@ def connect(demo: gr.Blocks, parts: dict[str, Any], runner: Runner, folder: Path
     gr.api(desk.methods, api_name="methods")
 
     go = parts["go"].click(
-        desk.drawn, [*form, parts["compare"], parts["state"]], shown, trigger_mode="once", **DEVICE, **QUIET
+        desk.draw_form, [*form, parts["compare"], parts["state"]], shown, trigger_mode="once", **DEVICE, **QUIET
     )
     grid = parts["sweep"].click(
         desk.grid,

@@ -10,9 +10,9 @@ from diffguide.app import events, knobs, problems
 from diffguide.app.canvas import Canvas
 from diffguide.app.form import NAMES, STEPS, guidance_of
 from diffguide.app.knobs import Knobs
-from diffguide.app.part import RecipeField
 from diffguide.app.run import Runner
 from diffguide.app.shown import Curves, MapView, Notes, ProgressView
+from diffguide.pipelines.run import own_size
 from diffguide.pipelines.source import SCHEDULERS
 
 PROMPT = "a red circle, a blue square and a yellow star on a white background"
@@ -34,6 +34,7 @@ footer .divider { display: none !important; }
 #results button[aria-selected="true"] { color: var(--button-primary-background-fill); }
 .dark #results button[aria-selected="true"] { color: var(--primary-400); }
 """
+RECIPE = {"type": "object", "description": "a recipe: version 1, model, prompt, and more (docs/recipe.md)"}
 DRAFT = "diffguide-draft"  # key in the browser, which keeps it for this address alone; the other word is no secret
 
 
@@ -42,7 +43,7 @@ def build(runner: Runner, folder: Path, heads: Path | None = None) -> gr.Blocks:
     model = runner.models[0]
     with runner.lock:
         pipe = runner.pipe(model)
-        size, grids, layers = list(problems.own_size(pipe)), problems.grids(pipe), problems.layers(pipe)
+        size, grids, layers = list(own_size(pipe)), problems.grids(pipe), problems.layers(pipe)
     heat = knobs.heat_of(heads)
     with gr.Blocks(title="diffguide", analytics_enabled=False, delete_cache=(600, 3600), fill_width=True) as demo:
         parts: dict[str, Any] = {
@@ -167,7 +168,9 @@ def _going(parts: dict[str, Any]) -> None:
 def _for_programs(parts: dict[str, Any]) -> None:
     """What `/draw` takes and gives; people use the buttons."""
     with gr.Row(visible=False):
-        parts["asked"] = RecipeField(label="Recipe")
+        parts["asked"] = gr.JSON(label="Recipe")
+        # gr.JSON tells a type that tools for language models do not take; a class of ours browsers would look for
+        parts["asked"].api_info = lambda: RECIPE
         parts["answer"] = gr.Image(label="Picture", type="filepath", format="png")
         parts["told"] = gr.JSON(label="Told")
         parts["ask"] = gr.Button("Draw a recipe")

@@ -20,13 +20,6 @@ class _Plain(type(gr.HTML)):
         return ABCMeta.__new__(cls, name, bases, attributes)
 
 
-class RecipeField(gr.JSON, metaclass=_Plain):
-    """A recipe as programs send it; gr.JSON itself tells a type that tools for language models do not understand."""
-
-    def api_info(self) -> dict[str, Any]:
-        return {"type": "object", "description": "a recipe: version 1, model, prompt, and more (docs/recipe.md)"}
-
-
 class Part(gr.HTML, metaclass=_Plain):
     """NAME.html, NAME.css and NAME.js of the folder `static`, on a value that is a JSON object.
 

@@ -12,7 +12,7 @@ from diffguide.explain import Plan
 from diffguide.grid import rasterise
 from diffguide.guide import Guide
 from diffguide.layout import Layout
-from diffguide.pipelines.run import call_options, check_prompt, tells_steps
+from diffguide.pipelines.run import call_options, cell, check_prompt, tells_steps
 from diffguide.processors import named
 from diffguide.recipe import Recipe
 from diffguide.registry import sites_of
@@ -134,25 +134,12 @@ def grids(
     `size` is height and width of the picture in pixels, None for the model's own.
     """
     guide = Guide(pipe)
-    factor = _factor(pipe)
+    factor = cell(pipe)
     *frames, h, w = guide.family.example_size(guide.model)
     h, w = (size[0] // factor if size[0] else h, size[1] // factor if size[1] else w)
     sites = [s for s in sites_of(guide.family, guide.model) if not names or s.name in names]
     found = {guide.family.grid(site, (*frames, h, w)) for site in sites}
     return sorted({(grid[-2], grid[-1]) for grid in found})
-
-
-def _factor(pipe: Any) -> int:
-    """Pixels of a latent cell."""
-    return getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", 8)
-
-
-def own_size(pipe: Any) -> tuple[int, int]:
-    """Width and height in pixels that the model draws where none is asked for."""
-    guide = Guide(pipe)
-    factor = _factor(pipe)
-    *_, h, w = guide.family.example_size(guide.model)
-    return w * factor, h * factor
 
 
 def layers(pipe: Any) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffguide.errors import OutputError, ParamError
+from diffguide.heads import mentioned
 from diffguide.recipe import MethodSpec
 
 UPLOAD = "20mb"  # of one file
@@ -40,8 +41,7 @@ def check_texts(specs: Sequence[MethodSpec]) -> None:
     for spec in specs:
         for key, value in spec.params.items():
             for text in value if isinstance(value, list) else [value]:
-                named = [part.strip()[1:] for part in str(text).split(",") if part.strip().startswith("@")]
-                if any(not re.fullmatch(r"[\w-]+", name) for name in named):
+                if any(not re.fullmatch(r"[\w-]+", name) for name in mentioned(str(text))):
                     raise ParamError(f"{spec.name}.{key} = {text!r:.60} names a file; an editor reads presets alone")
 
 
@@ -79,6 +79,16 @@ def check_port(host: str, port: int | None) -> None:
         except OSError as fault:
             why = fault.strerror or fault
             raise ParamError(f"--port {port} of {host}: {why}; name another, or none for a free one") from None
+
+
+def admit(
+    host: str, port: int | None, auth: Sequence[str], anyone: bool, output: str | Path
+) -> tuple[list[tuple[str, str]], Path]:
+    """Who may come in, and where pictures go; raises where an option of `serve` is wrong, before anything is loaded."""
+    pairs = logins(auth)
+    check_host(host, pairs, anyone)
+    check_port(host, port)
+    return pairs, output_folder(output)
 
 
 def is_loopback(host: str) -> bool:

@@ -60,10 +60,7 @@ def serve(
     Raises:
         DiffguideError: an option is wrong, or the port is taken.
     """
-    pairs = safety.logins(auth)
-    safety.check_host(host, pairs, anyone)
-    safety.check_port(host, port)
-    folder = safety.output_folder(output)
+    pairs, folder = safety.admit(host, port, auth, anyone, output)
     if mcp:
         _check_mcp()
     runner = Runner(models, device, dtype)

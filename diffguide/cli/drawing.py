@@ -82,9 +82,9 @@ def recipe_of(options: argparse.Namespace) -> "Recipe":
             f"--method names {', '.join(n for n in dict.fromkeys(names) if names.count(n) > 1)} more than once"
         )
     params = describe.assignments(options.set, names)
-    for part in (part.strip() for given in params.values() for part in str(given.get("heads", "")).split(",")):
-        if part.startswith("@") and (preset := heads.load(part[1:])).model != options.model:
-            tell(f"note: {part} was found for {preset.model}; its heads mean nothing on {options.model}")
+    for name in (name for given in params.values() for name in heads.mentioned(str(given.get("heads", "")))):
+        if (model := heads.load(name).model) != options.model:
+            tell(f"note: @{name} was found for {model}; unless it is that, they mean nothing on {options.model}")
     made = [describe.make(name, params[name], layout) for name in names]
     if layout is not None and not any(hasattr(method, "layout") for method in made):
         tell(f"note: nothing uses the layout ({', '.join(names) or 'no method'})")

@@ -25,9 +25,8 @@ def app(options: argparse.Namespace) -> None:
 
     heads = options.heads or (SEARCH if (Path(SEARCH) / "trials.jsonl").is_file() else None)
     auth = [*(options.auth or ()), *filter(None, [os.environ.get("DIFFGUIDE_AUTH")])]
-    safety.check_host(options.host, safety.logins(auth), options.no_auth)  # before the libraries, which take a while
-    safety.check_port(options.host, options.port)
-    safety.output_folder(options.output_dir)
+    # `serve` asks as well, but after its libraries, which take a while
+    safety.admit(options.host, options.port, auth, options.no_auth, options.output_dir)
     quiet(models[0])
     from diffguide.app import serve
 

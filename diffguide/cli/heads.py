@@ -122,12 +122,10 @@ def heads_show(options: argparse.Namespace) -> None:
     from diffguide import zoo
     from diffguide.heads import load, presets
 
-    options.name = options.name and options.name.removeprefix("@")
     if options.name is None:
         found = dict(sorted(presets().items(), key=lambda item: item[1].model not in zoo.MODELS))  # ours first
     else:
-        path = Path(options.name)
-        found = {options.name: load(path / "preset.json" if path.is_dir() else options.name)}
+        found = {options.name: load(_source(options.name))}
     if options.json:
         print_json({"presets": [{"name": name, **asdict(preset)} for name, preset in found.items()]})
         return
@@ -137,13 +135,16 @@ def heads_show(options: argparse.Namespace) -> None:
         print(f"  {preset.source}")
 
 
+def _source(name: str) -> str:
+    """What `load` takes for the folder of a search, a file, or a preset, which SoftPAG writes with an @."""
+    return str(Path(name) / "preset.json") if Path(name).is_dir() else name.removeprefix("@")
+
+
 def heads_use(options: argparse.Namespace) -> None:
     from diffguide.cli.drawing import generate
     from diffguide.heads import load
 
-    options.name = options.name.removeprefix("@")  # as SoftPAG writes presets
-    path = Path(options.name)
-    source = str(path / "preset.json") if path.is_dir() else options.name
+    source = _source(options.name)
     preset = load(source)
     if options.model is None:
         options.model = preset.model

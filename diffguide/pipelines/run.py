@@ -18,7 +18,7 @@ from diffguide.method import Context
 from diffguide.pipelines.source import load, scheduler_class
 from diffguide.processors import named
 from diffguide.recipe import Recipe
-from diffguide.registry import sites_of
+from diffguide.registry import of_pipe, sites_of
 from diffguide.report import Report
 
 
@@ -176,16 +176,26 @@ def call_options(recipe: Recipe, pipe: Any) -> dict[str, Any]:
     if strange or missing:
         told = f"takes no {strange[0]}" if strange else f"also needs {missing[0]}"
         raise ModelError(f"{type(pipe).__name__} {told}; a recipe draws with text-to-image pipelines")
-    factor = getattr(pipe, "vae_scale_factor", 8)
+    factor = cell(pipe)
     for name in ("height", "width"):
         if options.get(name, factor) % factor:
             raise ParamError(f"{name} = {options[name]} is not a multiple of {factor} pixels, which this model needs")
     if ("height" in options) != ("width" in options) and hasattr(pipe, "unet"):
         # StableDiffusionPipeline forgets the one side that is given; the others fill in the missing one by themselves
-        side: Any = pipe.unet.config.sample_size
-        own = (side, side) if isinstance(side, int) else side
-        options = {"height": own[0] * factor, "width": own[1] * factor} | options
+        options = dict(zip(("width", "height"), own_size(pipe), strict=True)) | options
     return options
+
+
+def own_size(pipe: Any) -> tuple[int, int]:
+    """Width and height in pixels that a pipeline draws where none is asked for."""
+    family, name = of_pipe(pipe)
+    *_, h, w = family.example_size(getattr(pipe, name))
+    return w * cell(pipe), h * cell(pipe)
+
+
+def cell(pipe: Any) -> int:
+    """Pixels of a latent cell."""
+    return getattr(pipe, "vae_scale_factor", None) or getattr(pipe, "vae_scale_factor_spatial", 8)
 
 
 def check_prompt(guide: Guide, recipe: Recipe) -> None:
@@ -193,7 +203,7 @@ def check_prompt(guide: Guide, recipe: Recipe) -> None:
     active = [m for m in guide.methods if not m.inert and m.asks("prepare")]
     if not active:
         return
-    factor = getattr(guide.pipe, "vae_scale_factor", 8)
+    factor = cell(guide.pipe)
     high, wide = guide.family.example_size(guide.model)
     size = (recipe.height // factor if recipe.height else high, recipe.width // factor if recipe.width else wide)
     sites = sites_of(guide.family, guide.model)

@@ -17,6 +17,7 @@ def heatmap(scores: dict[Unit, float], plain: float, chosen: Collection[Unit] = 
     layers, heads = 1 + max(u[0] for u in scores), 1 + max(u[1] for u in scores)
     finite = [abs(v - plain) for v in scores.values() if math.isfinite(v)]
     largest = max(finite, default=0.0)
+    unit = largest or 1.0  # where nothing differs, nothing is coloured
     width = max(LEFT + heads * CELL + 8, 250)
     page = Image.new("RGB", (width, TOP + layers * CELL + BOTTOM), "white")
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(11)
@@ -30,7 +31,7 @@ def heatmap(scores: dict[Unit, float], plain: float, chosen: Collection[Unit] = 
                 continue
             x = LEFT + head * CELL
             box = (x + 1, y + 1, x + CELL - 2, y + CELL - 2)
-            pen.rectangle(box, fill=shade((scores[layer, head] - plain) / (largest or 1.0)))
+            pen.rectangle(box, fill=shade((scores[layer, head] - plain) / unit))
             if (layer, head) in chosen:
                 pen.rectangle(box, outline=INK, width=2)
     y = TOP + layers * CELL + 8
