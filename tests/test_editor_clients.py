@@ -5,6 +5,7 @@ import gc
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from browsing import PATIENCE, newest
@@ -131,7 +132,8 @@ def test_language_models_have_the_same_functions_as_tools(served, tmp_path):
             return names, drawn, refused
 
     try:
-        names, drawn, refused = asyncio.run(talk())
+        with ThreadPoolExecutor(1) as thread:  # where a browser is open, this one has a loop already
+            names, drawn, refused = thread.submit(lambda: asyncio.run(talk())).result()
     finally:
         demo.close(verbose=False)
     del demo
