@@ -6,6 +6,7 @@ TRITON_INTERPRET=1 has to be set before the kernels are imported. The judge is f
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from fused_oracle import error, exact, oracle, tensors
@@ -410,6 +411,55 @@ def test_the_checks_for_a_gpu_find_nothing_wrong_here() -> None:
 
     for row in check("cpu", [torch.float16], [40], ["all, listed"], [(33, 60)]):
         assert row["good"], row
+
+
+class Watched:
+    """The interpreter's memory, with a look at each address: does it lie in a tensor of the launch?"""
+
+    def __init__(self, memory: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.memory, self.tensors, self.touched, self.astray = memory, [], 0, []
+        run = launch.Launch.run
+
+        def watched(own: launch.Launch) -> None:
+            self.tensors = [x for x in own.arguments.values() if isinstance(x, Tensor) and x.numel()]
+            run(own)
+
+        monkeypatch.setattr(launch.Launch, "run", watched)
+
+    def load(self, at: Any, mask: Any, other: Any, dtype: Any) -> Any:
+        self.look(at, mask, np.dtype(dtype).itemsize)
+        return self.memory.load(at, mask, other, dtype)
+
+    def store(self, at: Any, value: Any, mask: Any) -> None:
+        self.look(at, mask, value.dtype.itemsize)
+        self.memory.store(at, value, mask)
+
+    def look(self, at: Any, mask: Any, size: int) -> None:
+        at = at[np.broadcast_to(mask, at.shape).astype(bool)]
+        inside = np.zeros(at.shape, bool)
+        for x in self.tensors:
+            last = sum((n - 1) * step for n, step in zip(x.shape, x.stride(), strict=True))
+            inside |= (at >= x.data_ptr()) & (at + size <= x.data_ptr() + (last + 1) * x.element_size())
+        self.touched += at.size
+        self.astray += at[~inside].tolist()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.memory, name)
+
+
+@pytest.mark.parametrize(("flags", "D", "N", "M"), [("all, listed", 40, 66, 70), ("regions", 80, 33, 77)])
+def test_nothing_outside_the_tensors_is_touched(
+    monkeypatch: pytest.MonkeyPatch, flags: str, D: int, N: int, M: int
+) -> None:
+    """Neither read nor written, in any of the kernels: what a memory checker says on a GPU, said here."""
+    from triton.runtime import interpreter
+
+    from diffguide.kernels.fused.measured import check
+
+    watched = Watched(interpreter._interpreter, monkeypatch)
+    monkeypatch.setattr(interpreter, "_interpreter", watched)
+    assert all(row["good"] for row in check("cpu", [torch.float16], [D], [flags], [(N, M)]))
+    assert watched.touched > 10_000 and not watched.astray
 
 
 @DTYPES

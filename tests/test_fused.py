@@ -1,6 +1,7 @@
 """The fused kernels where none can run: their operators, what they refuse, their promises in Triton's interpreter."""
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from fused_oracle import error, exact, oracle, tensors
 from torch import Tensor
 
 from diffguide.kernels import fused
-from diffguide.kernels.fused import launch, ops, settings
+from diffguide.kernels.fused import launch, ops, samples, settings
 
 HERE = Path(__file__).parent
 FULL = {
@@ -165,7 +166,53 @@ def test_says_why_not(args: Any, why: str) -> None:
     ],
 )
 def test_architectures_are_refused_by_name(arch: str, dtype: torch.dtype, why: str | None) -> None:
-    assert settings.unfit(arch, dtype) == why
+    assert settings.unfit(arch, dtype, 64, True) == why
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_120"])
+def test_gradients_of_wide_heads_are_refused_where_they_spill(arch: str) -> None:
+    why = f"on {arch} the gradient of heads wider than 128 spills in every setting that was tried"
+    assert settings.unfit(arch, torch.float16, 160, True) == why
+    assert settings.unfit(arch, torch.float16, 160, False) is settings.unfit(arch, torch.float16, 128, True) is None
+    assert settings.unfit("sm_90", torch.float16, 160, True) is None
+
+
+@pytest.mark.parametrize(
+    ("arch", "version", "beside", "why"),
+    [
+        ("sm_90", "12.8", True, r"ptxas 12.8 .* registers nothing wrote; set TRITON_PTXAS_PATH=.*ptxas-blackwell, or"),
+        ("sm_90", "12.8", False, "set TRITON_PTXAS_PATH=one of CUDA 12.9 or later, or update torch"),
+        ("sm_90", "12.9", True, None),
+        ("sm_90", "13.0", True, None),
+        ("sm_80", "12.8", True, None),
+    ],
+)
+def test_an_assembler_that_makes_wrong_code_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str, version: str, beside: bool, why: str | None
+) -> None:
+    knobs = pytest.importorskip("triton.knobs")
+    tool = knobs.NvidiaTool(str(tmp_path / "ptxas"), version)
+    if beside:
+        (tmp_path / "ptxas-blackwell").touch()
+    monkeypatch.setattr(knobs.nvidia, "ptxas", tool)
+    fused._assembler.cache_clear()
+    said = fused._assembler(arch)
+    fused._assembler.cache_clear()
+    assert said is None if why is None else re.search(why, str(said))
+
+
+@pytest.mark.parametrize(("D", "unit"), [(40, 8), (24, 8), (64, 1), (80, 1), (33, 1)])
+def test_strides_count_in_what_the_compiler_is_told(D: int, unit: int) -> None:
+    """Multiples of 16 it knows of itself; of those of 8 it is told; others are what they are."""
+    pytest.importorskip("triton")
+    given = samples.problem("sm_90", D, "plain", torch.float16, H=3, keys=3)
+    for kernel in settings.KERNELS:
+        made = samples.sample(kernel, given)
+        assert made.constants["UNIT"] == unit
+        for name in ("q_b", "q_h", "q_n", "o_n", "dq_h", "dk_n", "dv_b"):
+            if name in made.arguments:
+                axis = {"b": 0, "h": 1, "n": 2}[name[-1]]
+                assert made.arguments[name] * unit == given.q.stride(axis)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

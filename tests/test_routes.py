@@ -3,6 +3,7 @@
 import math
 import sys
 import types
+from functools import partial
 
 import pytest
 import torch
@@ -360,7 +361,7 @@ def test_fused_kernels_say_what_is_not_for_them(kernels):
     q, k, v = qkv(1, 1, 130, 130)
     for options, message in (
         ({"mask": torch.zeros(130)}, "give regions or blocks"),
-        ({"window": Window((130,), 5)}, "masks and windows"),
+        ({"window": Window((130,), 5)}, "those of whole tiles"),
         ({"capture": Capture(range(33))}, "at most 32 maps at a time, not 33"),
         ({"blocks": Blocks(torch.ones(130, 3) > 0, 64)}, "64 queries by 64 keys"),
     ):
@@ -373,18 +374,79 @@ def test_fused_kernels_tell_what_is_missing_here():
     assert explain(q, k, v, capture=Capture([1])).rejected["fused"] == fused.kernels.reason("cpu", q.dtype, 64, False)
 
 
+ASKED = {
+    "capture": {"capture": Capture([0, 7, 200])},
+    "weights": {"capture": Capture(weights=rand(1, 256, 3).abs(), heads="none")},
+    "regions": {"regions": Regions(torch.arange(256) % 4 + 4, torch.arange(256) % 3 + 1, rand(2, 256))},
+    "window": {"window": Window((16, 16), 5)},
+    "tiles": {"window": Window((16, 16), 8, stride=8, order=(8, 8))},
+    "text": {"window": Window((12, 16), 7, first=64), "capture": Capture([3, 65])},
+    "blocks": {"blocks": Blocks(rand(4, 4) > 0, keys=64, queries=64)},
+    "own-blocks": {"blocks": Blocks(rand(1, 4, 256, 4) > 0, keys=64)},
+    "blend": {"blend": Blend([0.0, 0.3, 1.0, 1.0], rows=slice(2, 90)), "capture": Capture([4])},
+}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("name", door.ROUTES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_routes_of_an_accelerator_give_what_dense_attention_gives(dtype):
-    tensors = [x.cuda() for x in qkv(1, 4, 256, 256, 64, dtype=dtype)]
-    blocks = Blocks(rand(1, 4, 256, 4) > 0, keys=64)
-    asked = {"capture": {"capture": Capture([0, 7, 200])}, "window": {"window": Window((16, 16), 5)}}
-    asked |= {"blocks": {"blocks": blocks}}
-    for options in asked.values():
-        right = dense(*(x.cpu() for x in tensors), **options)
-        for name, route in door.ROUTES.items():
-            if route.reason(Problem(*tensors, **options)) is None:
-                found = attend(*tensors, **options, backend=name)
-                found = tuple(x.cpu() for x in found) if isinstance(found, tuple) else found.cpu()
-                same(found, right, 1.5e-2)
+def test_routes_of_an_accelerator_give_what_dense_attention_gives(dtype, name, asked):
+    """Outputs and maps, and where the route has them gradients."""
+    tensors, options, route = qkv(1, 4, 256, 256, 64, dtype=dtype), ASKED[asked], door.ROUTES[name]
+    here = [x.cuda() for x in tensors]
+    if why := route.reason(Problem(*here, **options)):
+        pytest.skip(why)
+    found = attend(*here, **options, backend=name)
+    right = dense(*tensors, **options)
+    same(tuple(x.cpu() for x in found) if isinstance(found, tuple) else found.cpu(), right, 1.5e-2)
+    here = [x.requires_grad_() for x in here]
+    if route.reason(Problem(*here, **options)) is None:
+        exact = [x.double().requires_grad_() for x in tensors]
+        made, meant = (_each(f(*own, **options)) for f, own in ((partial(attend, backend=name), here), (dense, exact)))
+        given = [rand(*x.shape, seed=n, dtype=x.dtype) for n, x in enumerate(made)]
+        ours = torch.autograd.grad(made, here, [x.cuda() for x in given])
+        theirs = torch.autograd.grad(meant, exact, [x.double() for x in given])
+        same(tuple(x.cpu() for x in ours), theirs, 2e-2)
+
+
+def _each(found):
+    return found if isinstance(found, tuple) else (found,)
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window((24, 16), 8, stride=8, order=(8, 8)),
+        Window((40, 16), 24, stride=8, order=(8, 8), first=64),
+        Window((8, 8, 4), (4, 8, 4), stride=4, order=(4, 4, 4)),
+        Window((256,), 128, borders="wrap", shift=64),
+        Window((16, 16), 8, borders="parted", order=(8, 8)),
+    ],
+)
+def test_fused_kernels_take_windows_of_whole_tiles(kernels, window):
+    M = window.place.stop + 30
+    tensors = qkv(1, 2, M, M)
+    listed = window.tiled(64, M).repeat_interleave(64, 0).repeat_interleave(64, 1)[:M, :M]
+    assert torch.equal(listed, window.visible(range(M), M)) and not listed.all()
+    same(attend(*tensors, window=window, backend="fused"), dense(*tensors, window=window))
+    both = {"window": window, "blocks": Blocks(rand(-(-M // 64), -(-M // 64)) > 0, 64, 64)}
+    same(attend(*tensors, **both, backend="fused"), dense(*tensors, **both))
+
+
+@pytest.mark.parametrize(
+    "window",
+    [
+        Window((32, 32), 16, order=(8, 8)),  # slides token by token
+        Window((32, 32), 16, stride=8, order=(8, 8)),  # an even number of tiles: windows end in the middle of some
+        Window((32, 32), 24, stride=8),  # row by row
+        Window((20, 32), 24, stride=8, order=(8, 8)),  # shorter tiles at the end
+        Window((32, 32), 24, stride=8, order=(8, 8), first=30),
+    ],
+)
+def test_windows_that_see_tiles_in_part_are_told(kernels, window):
+    assert window.tiled(64, 1054) is None
+    q, k, v = qkv(1, 1, 1054, 1054)
+    with pytest.raises(KernelError, match="fused: of windows it takes those of whole tiles: an order of 64 tokens"):
+        attend(q, k, v, window=window, backend="fused")

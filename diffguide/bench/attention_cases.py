@@ -44,6 +44,10 @@ def _moved(option: Any, device: torch.device) -> Any:
     return replace(option, **tensors) if tensors else option
 
 
+def nothing(sizes: Sizes) -> dict[str, Any]:
+    return {}
+
+
 def columns(count: int, every: int = 1) -> Callable[[Sizes], dict[str, Any]]:
     return lambda sizes: {"capture": Capture(range(1, 1 + count * every, every))}
 
@@ -90,6 +94,8 @@ SELF = (1, 2, 4096, 4096, 64)  # the twin of most
 _EVERY = (
     Case("sd15_512_self", (2, 8, 4096, 4096, 40), (1, 2, 4096, 4096, 40), columns(16)),
     Case("sd15_512_cross", (2, 8, 4096, 77, 40), (1, 8, 4096, 77, 40), columns(4)),
+    Case("sdxl_1024_plain", (2, 10, 4096, 4096, 64), SELF, nothing),
+    Case("sdxl_1024_plain_gradient", (1, 10, 4096, 4096, 64), SELF, nothing, gradient=True),
     Case("sdxl_1024_self", (2, 10, 4096, 4096, 64), SELF, columns(16)),
     Case("sdxl_1024_self_gradient", (1, 10, 4096, 4096, 64), SELF, columns(16), gradient=True),
     Case("sdxl_1024_cross", (2, 10, 4096, 77, 64), (1, 8, 4096, 77, 64), columns(4)),
@@ -106,6 +112,15 @@ _EVERY = (
         (1, 1, 16384, 16384, 64),
         window((128, 128), (128, 128), 16, 16, stride=8),
     ),
+    Case(
+        "sdxl_2048_tiles",
+        (1, 10, 16384, 16384, 64),
+        (1, 1, 16384, 16384, 64),
+        window((128, 128), (128, 128), 24, 24, stride=8, order=(8, 8)),
+    ),
+    Case("flux_1024_plain", (1, 24, 4608, 4608, 128), (1, 4, 2304, 2304, 128), nothing),
+    Case("flux_1024_plain_gradient", (1, 24, 4608, 4608, 128), (1, 4, 2304, 2304, 128), nothing, gradient=True),
+    Case("flux_1024_joint_gradient", (1, 24, 4608, 4608, 128), (1, 4, 2304, 2304, 128), columns(8), gradient=True),
     Case("flux_1024_joint", (1, 24, 4608, 4608, 128), (1, 4, 2304, 2304, 128), columns(8)),
     Case("flux_1024_joint_regions", (1, 24, 4608, 4608, 128), (1, 4, 2304, 2304, 128), regions(4, 512)),
     Case(

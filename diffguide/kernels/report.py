@@ -47,13 +47,16 @@ def configurations(
 ) -> Iterator[tuple[str, str, int, str]]:
     """Architecture, kernel, head width and flags of the table, narrowed to those given; empty means all."""
     from diffguide.kernels.fused.samples import WIDTHS
+    from diffguide.kernels.fused.settings import unfit
 
     for arch in archs or ARCHS:
         for kernel in kernels or ("columns", "forward", "delta", "queries_backward", "keys_backward"):
             # the two small kernels know no regions and no lists
             names = ("plain", "all", "all, listed") if kernel not in ("columns", "delta") else ("plain",)
             for width in widths or WIDTHS:
-                yield from ((arch, kernel, width, name) for name in flags or names)
+                # what is refused is not compiled
+                if kernel in ("columns", "forward") or unfit(arch, torch.bfloat16, width, grad=True) is None:
+                    yield from ((arch, kernel, width, name) for name in flags or names)
 
 
 def build(arch: str, kernel: str, width: int, flags: str, dtype: torch.dtype = torch.bfloat16) -> dict[str, Any]:
@@ -75,7 +78,7 @@ def faults(row: dict[str, Any]) -> list[str]:
     from diffguide.kernels.fused.compiled import Build
 
     allowed = ALLOWED.get((row["arch"], row["kernel"], row["D"]), 0) if row["flags"].startswith("all") else 0
-    return Build(**{x.name: row[x.name] for x in fields(Build)}).faults(allowed)
+    return Build(**{x.name: row[x.name] for x in fields(Build) if x.name in row}).faults(allowed)
 
 
 def page(rows: Sequence[dict[str, Any]]) -> str:
@@ -106,22 +109,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--device", choices=["cuda"], help="do not compile for others: check and time on the GPU that is here"
     )
+    parser.add_argument("--jobs", type=int, default=1, help="processes that compile for --device (default 1)")
     options = parser.parse_args(arguments)
     if find_spec("triton") is None:
         parser.exit(2, "triton is not installed: pip install triton\n")
+    _check(parser, options)
     if options.device:
         return _measure(parser, options)
-    from diffguide.kernels.fused import WIDEST
-    from diffguide.kernels.fused.samples import FLAGS
-    from diffguide.kernels.fused.settings import KERNELS
-
-    for name, known in (("kernel", KERNELS), ("flags", tuple(FLAGS))):
-        for value in getattr(options, name) or ():
-            if value not in known:
-                parser.exit(2, f"--{name} is {value!r}; expected one of {', '.join(known)}\n")
-    for width in options.width or ():
-        if not 8 <= width <= WIDEST:
-            parser.exit(2, f"--width is {width}; expected 8 to {WIDEST}\n")
     if options.page and not _marked(Path(options.page)):
         parser.exit(2, f"--page: {options.page} is not there or has no line {BEGIN}\n")
     kept = Path(options.json) if options.json else None
@@ -139,6 +133,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     bad = [row for row in rows if faults(row)]
     print(f"{len(rows)} kernels compiled, {len(bad)} do not fit")
     return int(bool(bad))
+
+
+def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    from diffguide.kernels.fused import WIDEST
+    from diffguide.kernels.fused.samples import FLAGS
+    from diffguide.kernels.fused.settings import KERNELS
+
+    for name, known in (("kernel", KERNELS), ("flags", tuple(FLAGS))):
+        for value in getattr(options, name) or ():
+            if value not in known:
+                parser.exit(2, f"--{name} is {value!r}; expected one of {', '.join(known)}\n")
+    for width in options.width or ():
+        if not 8 <= width <= WIDEST:
+            parser.exit(2, f"--width is {width}; expected 8 to {WIDEST}\n")
+    if options.jobs < 1:
+        parser.exit(2, f"--jobs is {options.jobs}; expected 1 or more\n")
 
 
 def _source(dtype: str) -> str:
@@ -170,14 +180,17 @@ def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
         )
     from diffguide.kernels.fused.measured import check, sweep
 
-    report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "checks": [], "sweep": []}
-    for row in check("cuda"):
+    asked = {"kernels": options.kernel, "widths": options.width, "flags": options.flags}
+    own = {name: given for name, given in asked.items() if given}
+    versions = {"torch": torch.__version__, "triton": version("triton")}
+    report = {"device": torch.cuda.get_device_name(), **versions, "checks": [], "sweep": []}
+    for row in check("cuda", **{name: own[name] for name in own if name != "kernels"}, jobs=options.jobs):
         report["checks"].append(row)
         print(row, flush=True)
     bad = sum(not row["good"] for row in report["checks"])
     print(f"{len(report['checks'])} checked, {bad} wrong")
     # nothing is timed that is wrong
-    for row in sweep() if not bad else ():
+    for row in sweep(**own, jobs=options.jobs) if not bad else ():
         report["sweep"].append(row)
         print(row, flush=True)
     if options.json:

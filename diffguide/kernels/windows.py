@@ -157,6 +157,27 @@ class Window:
         seen[of_grid, self.place] = found[:, self.raster()]
         return seen
 
+    def tiled(self, tile: int, M: int) -> Tensor | None:
+        """Which tiles of so many consecutive tokens, of M, see which, booleans [tiles, tiles].
+
+        None where a pair is seen in part, or may be: it is told for tokens that come tile by tile, of `order`, alone.
+        """
+        order = (tile,) if self.order is None and len(self.shape) == 1 else self.order
+        if order is None or math.prod(order) != tile or self.first % tile:
+            return None
+        if any(n % t for n, t in zip(self.shape, order, strict=True)):
+            return None
+        seen = torch.ones(1, 1, dtype=torch.bool)
+        for axis, t in zip(self.axes(), order, strict=True):
+            pairs = axis.table().unflatten(0, (-1, t)).unflatten(2, (-1, t)).transpose(1, 2).flatten(2)
+            if not torch.equal(own := pairs.any(2), pairs.all(2)):
+                return None
+            seen = (seen[:, None, :, None] & own[None, :, None, :]).flatten(0, 1).flatten(1)
+        own = slice(self.first // tile, self.place.stop // tile)
+        found = torch.ones(2 * [-(-M // tile)], dtype=torch.bool)
+        found[own, own] = seen
+        return found
+
     def raster(self) -> Tensor:
         """The row-major number of each of the grid's tokens, in the order they come."""
         return torch.arange(self.tokens) if self.order is None else tile_order(self.shape, self.order)

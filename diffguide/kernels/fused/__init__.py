@@ -5,7 +5,9 @@ kernels yet: their numbers are checked in Triton's interpreter, their code by th
 diffguide.kernels.report`).
 """
 
+import functools
 from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ def reason(device: torch.device | str, dtype: torch.dtype, head_width: int, grad
         device: where q, k and v are.
         dtype: theirs.
         head_width: D.
-        grad: whether a gradient will be asked for; both ways have kernels, so the answer is the same.
+        grad: whether a gradient will be asked for.
     """
     device = torch.device(device)
     if find_spec("triton") is None:
@@ -41,7 +43,21 @@ def reason(device: torch.device | str, dtype: torch.dtype, head_width: int, grad
         return "no CUDA or ROCm device"
     from diffguide.kernels.fused.launch import architecture
 
-    return unfit(architecture(device), dtype)
+    arch = architecture(device)
+    return unfit(arch, dtype, head_width, grad) or _assembler(arch)
+
+
+@functools.cache
+def _assembler(arch: str) -> str | None:
+    """Why what turns the kernels into machine code is not to be trusted, or None."""
+    from triton import knobs
+
+    tool = knobs.nvidia.ptxas
+    if arch != "sm_90" or tuple(map(int, tool.version.split("."))) >= (12, 9):
+        return None
+    newer = tool.path.replace("ptxas", "ptxas-blackwell")  # which triton 3.6 has beside it: 12.9
+    advice = f"set TRITON_PTXAS_PATH={newer if Path(newer).is_file() else 'one of CUDA 12.9 or later'}"
+    return f"ptxas {tool.version} makes code for {arch} that reads registers nothing wrote; {advice}, or update torch"
 
 
 def column_map(q: Tensor, k: Tensor, lse: Tensor, *, scale: float, head_mean: bool = True) -> Tensor:

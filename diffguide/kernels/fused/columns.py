@@ -17,7 +17,7 @@ def columns(
     Q, K, Lse, Map, q_b, q_h, q_n, q_d, k_b, k_h, k_n, k_d, l_b, l_h, l_n, m_b, m_h, m_n,
     heads, group, N, R, scale2,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, MEAN: tl.constexpr,
-    EXACT: tl.constexpr,
+    EXACT: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """One tile [BM, BN] of the map [B, N, R] of all heads (MEAN), or [B, H, N, R] of one head."""
     across = tl.cdiv(R, BN)
@@ -35,12 +35,12 @@ def columns(
     acc = tl.zeros((BM, BN), tl.float32)
     for i in range(0, heads if MEAN else 1):
         h = b * 0 + h0 + i
-        q = Q + b * q_b + h * q_h
-        k = K + b * k_b + (h // group) * k_h
-        q0 = load(q, rows, N, q_n, q_d, 0, D0, D, True)
-        k0 = load(k, keys, R, k_n, k_d, 0, D0, D, True)
-        q1 = second(q, rows, N, q_n, q_d, q0, D0, D1, D, True)
-        k1 = second(k, keys, R, k_n, k_d, k0, D0, D1, D, True)
+        q = Q + (b * q_b + h * q_h) * UNIT
+        k = K + (b * k_b + (h // group) * k_h) * UNIT
+        q0 = load(q, rows, N, q_n, q_d, 0, D0, D, True, UNIT)
+        k0 = load(k, keys, R, k_n, k_d, 0, D0, D, True, UNIT)
+        q1 = second(q, rows, N, q_n, q_d, q0, D0, D1, D, True, UNIT)
+        k1 = second(k, keys, R, k_n, k_d, k0, D0, D1, D, True, UNIT)
         s = product(q0, q1, k0, k1, tl.zeros((BM, BN), tl.float32), D1 > 0, EXACT) * scale2
         lse = tl.load(Lse + b * l_b + h * l_h + rows.to(tl.int64) * l_n, mask=rows < N, other=float("-inf"))
         # a row that may attend to nothing has lse = -inf and no share anywhere

@@ -31,6 +31,7 @@ class Build:
     spills: int  # instructions that store registers to local memory; on AMD registers spilled
     shared: int  # bytes a program
     matrix: str  # the matrix instruction and how many there are, "" for none
+    unwritten: str = ""  # uniform registers that are read before anything wrote them: a fault of the assembler
 
     def faults(self, allowed: int = 0) -> list[str]:
         """What would make a launch fail or crawl; `allowed` spills are forgiven."""
@@ -39,6 +40,8 @@ class Build:
             found.append(f"{self.shared} bytes of shared memory, {SHARED[self.arch]} there")
         if self.spills > allowed:
             found.append(f"{self.spills} spills, {allowed} allowed")
+        if self.unwritten:
+            found.append(f"reads {self.unwritten}, which nothing wrote: the assembler is at fault, take another")
         return found
 
 
@@ -95,7 +98,38 @@ def _nvidia(arch: str, built: Any) -> Build:
         raise RuntimeError(f"cuobjdump says nothing about registers: {said.stdout + said.stderr!r:.200}")
     code = built.asm["sass"]
     spills = len(re.findall(r"\bSTL\b", code))
-    return Build(arch, int(registers[1]), spills, built.metadata.shared, _matrix(code, MATRIX["sm"]))
+    matrix, unwritten = _matrix(code, MATRIX["sm"]), ", ".join(unwritten_registers(code))
+    return Build(arch, int(registers[1]), spills, built.metadata.shared, matrix, unwritten)
+
+
+def unwritten_registers(code: str) -> list[str]:
+    """Uniform registers that SASS reads before any line above writes them.
+
+    ptxas 12.8 makes such code for sm_90: descriptors of shared memory are then what the register happens to hold.
+    """
+    written: set[int] = set()
+    found: dict[str, None] = {}
+    for line in code.splitlines():
+        match = re.search(r"([A-Z][A-Z0-9_.]+) (\S.*);", line)
+        if match is None:
+            continue
+        first, *others = (_uniform(x) for x in match[2].split(","))
+        uniform = re.match(r"U|[RS]2UR|CS2UR|R2UR|VOTEU|REDUX|LDCU", match[1])
+        wide = ".64" in match[1] or ".WIDE" in match[1]
+        reads = {n for some in others for n in some} | (set() if uniform else first)
+        found |= {f"UR{n}": None for n in sorted(reads - written)}
+        if uniform:
+            written |= first | ({n + 1 for n in first} if wide else set())
+    return list(found)
+
+
+def _uniform(operand: str) -> set[int]:
+    """The numbers of the uniform registers of an operand; a descriptor of a matrix instruction is four of them.
+
+    Of those the last two are read in any case, the first two only where both factors lie in shared memory.
+    """
+    numbers = {int(n) for n in re.findall(r"\bUR(\d+)\b", operand)}
+    return {n + 2 for n in numbers} | {n + 3 for n in numbers} if "gdesc[" in operand else numbers
 
 
 def _amd(arch: str, built: Any) -> Build:

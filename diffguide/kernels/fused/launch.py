@@ -11,6 +11,7 @@ from torch import Tensor
 from diffguide.kernels.fused.settings import LISTED, Setting, setting
 
 LOG2E = math.log2(math.e)
+FEATURES = ("q", "k", "v", "o", "do", "dq", "dk", "dv")  # whose strides have these names in all kernels
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def column_map(q: Tensor, k: Tensor, lse: Tensor, out: Tensor, scale: float, arc
     D0, D1 = chunks(D)
     constants = {"D": D, "D0": D0, "D1": D1, "BM": chosen.BM, "BN": chosen.BN, "MEAN": mean, "EXACT": exactness(arch)}
     programs = _tiles(N, chosen.BM) * _tiles(R, chosen.BN) * B * (1 if mean else H)
-    return Launch(columns, programs, arguments, constants, chosen)
+    return _launch(columns, programs, arguments, constants, chosen)
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ def flash(
     arguments |= dict(zip(("o_b", "o_h", "o_n"), out.stride(), strict=False))
     arguments |= {"first": rows[0], "last": rows[1]} | _list("Blocks", problem.blocks)
     constants = problem.constants(chosen) | {"BLEND": blend is not None}
-    return Launch(forward, _tiles(out.shape[2], chosen.BM) * out.shape[0] * out.shape[1], arguments, constants, chosen)
+    return _launch(forward, _tiles(out.shape[2], chosen.BM) * out.shape[0] * out.shape[1], arguments, constants, chosen)
 
 
 def delta(problem: Problem, out: Tensor, d_out: Tensor, side_out: Tensor, d_side: Tensor, into: Tensor) -> Launch:
@@ -161,7 +162,7 @@ def delta(problem: Problem, out: Tensor, d_out: Tensor, side_out: Tensor, d_side
     arguments |= _strides("so", "bhnr", side_out) | _strides("ds", "bhnr", d_side)
     D0, D1 = chunks(D)
     constants = {"D": D, "D0": D0, "D1": D1, "R": problem.sides, "RP": padded(problem.sides), "BM": chosen.BM}
-    return Launch(delta, _tiles(N, chosen.BM) * B * H, arguments, constants, chosen)
+    return _launch(delta, _tiles(N, chosen.BM) * B * H, arguments, constants, chosen)
 
 
 def queries_backward(problem: Problem, saved: dict[str, Tensor], dq: Tensor) -> Launch:
@@ -172,7 +173,7 @@ def queries_backward(problem: Problem, saved: dict[str, Tensor], dq: Tensor) -> 
     arguments = _backward(problem, saved) | {"DQ": dq} | _list("Blocks", problem.blocks)
     arguments |= dict(zip(("dq_b", "dq_h", "dq_n"), dq.stride(), strict=False))
     programs = _tiles(dq.shape[2], chosen.BM) * dq.shape[0] * dq.shape[1]
-    return Launch(queries_backward, programs, arguments, problem.constants(chosen), chosen)
+    return _launch(queries_backward, programs, arguments, problem.constants(chosen), chosen)
 
 
 def keys_backward(problem: Problem, saved: dict[str, Tensor], dk: Tensor, dv: Tensor) -> Launch:
@@ -186,7 +187,21 @@ def keys_backward(problem: Problem, saved: dict[str, Tensor], dk: Tensor, dv: Te
         zip(("dk_b", "dk_h", "dk_n", "dv_b", "dv_h", "dv_n"), dk.stride()[:3] + dv.stride()[:3], strict=True)
     )
     programs = _tiles(dk.shape[2], chosen.BN) * dk.shape[0] * dk.shape[1]
-    return Launch(keys_backward, programs, arguments, problem.constants(chosen), chosen)
+    return _launch(keys_backward, programs, arguments, problem.constants(chosen), chosen)
+
+
+def _launch(
+    kernel: Any, programs: int, arguments: dict[str, Any], constants: dict[str, Any], chosen: Setting
+) -> Launch:
+    """A launch whose tensors' strides count in units that the compiler is told.
+
+    It knows of multiples of 16 by itself. Heads of 40 in a row of memory are multiples of 8, which it would take for
+    numbers of no property, and then read each number by itself.
+    """
+    strides = {name: n for name, n in arguments.items() if name.rpartition("_")[0] in FEATURES and name[-1] in "bhn"}
+    unit = 8 if all(n % 8 == 0 for n in strides.values()) and any(n % 16 for n in strides.values()) else 1
+    counted = {name: n // unit for name, n in strides.items()}
+    return Launch(kernel, programs, arguments | counted, constants | {"UNIT": unit}, chosen)
 
 
 def inverse(blocks: Tensor, tiles: int) -> Tensor:

@@ -1,7 +1,7 @@
 """Tiles, warps and stages of each kernel: a table, so that the first call measures nothing and two runs agree.
 
 The table holds what the compiler's report calls free of spills (docs/kernels-compiled.md), not what a stopwatch
-chose: no GPU has run these kernels yet.
+chose.
 `DIFFGUIDE_FUSED` overrides it, for a sweep: "forward=64x64w4s2,keys_backward=64x64w8s1".
 """
 
@@ -58,12 +58,23 @@ def _table(kernel: str, arch: str, dtype: torch.dtype, D: int, R: int, region: b
         return Setting(64, 64, 4, 1 if kernel == "keys_backward" else 2)
     small = arch == "sm_89"  # 99 KiB of shared memory, and the matrix unit's results lie in registers
     if kernel == "keys_backward":
-        if small:
-            return Setting(64, 64, 4, 2) if D <= 40 else Setting(64, 64, 8, 2 if D == 128 else 1)
-        return Setting(64, 64, 4 if D <= 80 else 8, 2)
+        return _small_keys(D, bool(R) or region, listed) if small else Setting(64, 64, 4 if D <= 80 else 8, 2)
+    if small and kernel == "forward" and D > 128 and not listed:
+        return Setting(64, 32, 8, 2)
     if listed or (small and kernel == "queries_backward" and D > 80):
         return Setting(64, 64, 4, 2)
     return Setting(128, 64, 8, 2 if small or kernel == "queries_backward" else 3)
+
+
+def _small_keys(D: int, more: bool, listed: bool) -> Setting:
+    """Of the gradient of the keys where registers are few; `more` than plain attention takes smaller tiles."""
+    if D > 80:
+        return Setting(64, 64, 8, 2 if D == 128 else 1)
+    if listed:
+        return Setting(64, 64, 4 if D <= 40 else 8, 1)
+    if D <= 64 and not more:
+        return Setting(64, 64, 4, 2) if D <= 40 else Setting(64, 64, 8, 1)
+    return Setting(64, 32, 8, 1) if 40 < D <= 64 else Setting(32, 64, 8, 1)
 
 
 def family(arch: str) -> str | None:
@@ -75,12 +86,14 @@ def family(arch: str) -> str | None:
     return {"gfx942": "gfx942", "gfx950": "gfx942", "interpreter": "interpreter"}.get(arch)
 
 
-def unfit(arch: str, dtype: torch.dtype) -> str | None:
+def unfit(arch: str, dtype: torch.dtype, D: int, grad: bool) -> str | None:
     """Why the kernels do not run on an architecture, or None."""
     if arch in ("sm_70", "sm_72", "sm_75"):  # compiled for float16: no matrix instruction, 2691 spills
         return f"{arch} is before sm_80: without its matrix instructions the kernels spill"
     if family(arch) is None:
         return f"no setting for {arch} was ever compiled"
+    if grad and D > 128 and family(arch) == "sm_89":  # 310 to 2244 spills
+        return f"on {arch} the gradient of heads wider than 128 spills in every setting that was tried"
     return "float32 spills in every setting that was tried" if dtype == torch.float32 else None
 
 

@@ -43,12 +43,15 @@ def product(a0, a1, b0, b1, acc, TWO: tl.constexpr, EXACT: tl.constexpr):
 @triton.jit
 def load(
     P, rows, height, row_stride, column_stride, FIRST: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
-    EDGE: tl.constexpr,
+    EDGE: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """P[rows, FIRST:FIRST + CHUNK], zero beyond `WIDTH` columns and, with `EDGE`, beyond `height` rows."""
+    """P[rows, FIRST:FIRST + CHUNK], zero beyond `WIDTH` columns and, with `EDGE`, beyond `height` rows.
+
+    `UNIT` is what strides between rows count in.
+    """
     columns = FIRST + tl.arange(0, CHUNK)
     # in 64 bits: beside 40 heads of 128 in one row of memory, token 419431 lies 2^31 elements away
-    at = P + rows.to(tl.int64)[:, None] * row_stride + columns[None, :] * column_stride
+    at = P + rows.to(tl.int64)[:, None] * row_stride * UNIT + columns[None, :] * column_stride
     if FIRST + CHUNK > WIDTH:
         if EDGE:
             return tl.load(at, mask=(rows < height)[:, None] & (columns < WIDTH)[None, :], other=0.0)
@@ -64,20 +67,23 @@ def load(
 @triton.jit
 def second(
     P, rows, height, row_stride, column_stride, first, D0: tl.constexpr, D1: tl.constexpr, D: tl.constexpr,
-    EDGE: tl.constexpr,
+    EDGE: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """The second chunk, or `first`, which stands in its place and is never used, where there is only one."""
     if D1 > 0:
-        return load(P, rows, height, row_stride, column_stride, D0, D1, D, EDGE)
+        return load(P, rows, height, row_stride, column_stride, D0, D1, D, EDGE, UNIT)
     else:
         return first
 
 
 @triton.jit
-def store(P, rows, height, row_stride, column_stride, x, FIRST: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr):
+def store(
+    P, rows, height, row_stride, column_stride, x, FIRST: tl.constexpr, CHUNK: tl.constexpr, WIDTH: tl.constexpr,
+    UNIT: tl.constexpr,
+):  # fmt: skip
     """P[rows, FIRST:FIRST + CHUNK] = x within `height` and `WIDTH`."""
     columns = FIRST + tl.arange(0, CHUNK)
-    at = P + rows.to(tl.int64)[:, None] * row_stride + columns[None, :] * column_stride
+    at = P + rows.to(tl.int64)[:, None] * row_stride * UNIT + columns[None, :] * column_stride
     tl.store(at, x.to(P.dtype.element_ty), mask=(rows < height)[:, None] & (columns < WIDTH)[None, :])
 
 
@@ -99,6 +105,6 @@ def membership(bits, BITS: tl.constexpr):
 @triton.jit
 def bias_tile(Bias, keys, M, bit_stride, key_stride, ROWS: tl.constexpr, BITS: tl.constexpr):
     """The bias table [keys, BITS] in powers of two, as the sum of two float16: 22 bits of it are kept."""
-    bias = load(Bias, keys, M, key_stride, bit_stride, 0, BITS, ROWS, True) * LOG2E
+    bias = load(Bias, keys, M, key_stride, bit_stride, 0, BITS, ROWS, True, 1) * LOG2E
     high = bias.to(tl.float16)
     return high, (bias - high.to(tl.float32)).to(tl.float16)

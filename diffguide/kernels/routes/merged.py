@@ -4,6 +4,7 @@ As VMoBA does it (arXiv 2506.23858): all pairs of a head and a block are sequenc
 other.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ def run(problem: Problem) -> tuple[Tensor, None]:
     q, k, v, blocks = problem.q, problem.k, problem.v, problem.blocks
     assert blocks is not None and v is not None
     B, H, N, M = problem.shape
-    pack = packed(blocks, B, H, N, M)
+    pack = packed(replace(blocks, chosen=blocks.chosen.to(q.device)), B, H, N, M)
     flat = [x.reshape(-1, x.shape[-1]) for x in (q, k, v)]  # rows, heads and tokens
     o, lse = pieces(flat[0][pack.query], flat[1], flat[2], pack, problem.factor)
     highest = lse.new_full((B * H * N,), float("-inf")).scatter_reduce(0, pack.query, lse, "amax")
