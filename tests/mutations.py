@@ -47,6 +47,10 @@ MUTATIONS = {
         "queries_backward.py", "load(V, keys, M, v_n, v_d,", "load(V, keys, M, k_n, k_d,", "other_strides"
     ),
     "offsets in 32 bits": Mutation("tiles.py", "rows.to(tl.int64)[:, None]", "rows[:, None]", "64_bits"),
+    "units of strides taken for numbers": Mutation("tiles.py", "row_stride * UNIT", "row_stride", "agrees"),
+    "units of bases taken for numbers": Mutation(
+        "forward.py", "(b * v_b + (h // group) * v_h) * UNIT", "b * v_b + (h // group) * v_h", "agrees"
+    ),
     "padding of a list taken for tile 0": Mutation(
         "forward.py", "tl.where(at < 0, M, at * BN)", "tl.maximum(at, 0) * BN", "block_lists"
     ),

@@ -150,9 +150,9 @@ def test_the_whole_table_is_every_architecture_kernel_and_width() -> None:
     rows = list(report.configurations())
     # of two architectures delta and both backward kernels at width 160 are refused
     assert len(rows) == len(set(rows)) == 5 * (2 + 3 * 3) * 5 - 2 * (1 + 2 * 3)
-    assert {(arch, kernel, 160, "plain") in rows for arch in ("sm_80", "sm_89") for kernel in ("forward", "columns")} == {
-        True
-    }
+    assert {
+        (arch, kernel, 160, "plain") in rows for arch in ("sm_80", "sm_89") for kernel in ("forward", "columns")
+    } == {True}
     assert list(report.configurations(["sm_90"], ["delta"], [64])) == [("sm_90", "delta", 64, "plain")]
 
 
@@ -209,6 +209,8 @@ def test_a_fault_is_the_exit_code(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         (["--flags", "none"], "--flags is 'none'; expected one of plain"),
         (["--width", "192"], "--width is 192; expected 8 to 160"),
         (["--page", "nowhere.md"], "--page: nowhere.md is not there or has no line <!-- kernels"),
+        (["--sweep"], "--sweep times on a GPU: add --device cuda"),
+        (["--jobs", "0"], "--jobs is 0; expected 1 or more"),
         (["--device", "cuda"], "--device cuda: torch finds no GPU on this machine"),
     ],
 )

@@ -2,7 +2,7 @@
 
 `python -m diffguide.kernels.report` compiles every kernel ahead of time for five architectures and prints registers,
 spills, shared memory and matrix instructions; it ends with exit code 1 if one would not fit. `--device cuda` runs them
-instead.
+instead, against float64, and with `--sweep` times their settings.
 """
 
 import argparse
@@ -24,22 +24,24 @@ HEAD = (
     "| kernel | D | flags | tiles | registers | spills | shared memory, bytes | matrix instructions |\n|" + "---|" * 8
 )
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-# spills that are known and forgiven where the flags are "all" or "all, listed"
+# spills that are known and forgiven: where the flags are "all" or "all, listed", and with none
 ALLOWED: dict[tuple[str, str, int], int] = {
     ("sm_80", "forward", 128): 30,
+    ("sm_80", "forward", 160): 12,
+    ("sm_80", "keys_backward", 40): 14,
     ("sm_80", "keys_backward", 64): 4,
+    ("sm_80", "keys_backward", 80): 53,
     ("sm_89", "forward", 128): 24,
     ("sm_89", "forward", 160): 40,
-    ("sm_89", "queries_backward", 40): 10,
     ("sm_89", "queries_backward", 80): 8,
-    ("sm_89", "queries_backward", 160): 22,
-    ("sm_89", "keys_backward", 40): 9,
-    ("sm_89", "keys_backward", 64): 12,
+    ("sm_89", "keys_backward", 40): 13,
+    ("sm_89", "keys_backward", 64): 10,
     ("sm_89", "keys_backward", 80): 29,
     ("sm_89", "keys_backward", 128): 2,
     ("sm_100", "forward", 160): 8,
     ("gfx942", "queries_backward", 160): 4,
 }
+ALLOWED_PLAIN = {("sm_80", "forward", 160): 1}
 
 
 def configurations(
@@ -77,7 +79,9 @@ def faults(row: dict[str, Any]) -> list[str]:
     """What would make a launch of this row fail or crawl, beyond what is allowed."""
     from diffguide.kernels.fused.compiled import Build
 
-    allowed = ALLOWED.get((row["arch"], row["kernel"], row["D"]), 0) if row["flags"].startswith("all") else 0
+    allowed = (ALLOWED if row["flags"].startswith("all") else ALLOWED_PLAIN).get(
+        (row["arch"], row["kernel"], row["D"]), 0
+    )
     return Build(**{x.name: row[x.name] for x in fields(Build) if x.name in row}).faults(allowed)
 
 
@@ -106,9 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--json", metavar="FILE", help="keep the rows in this file; a run that was cut short goes on from it"
     )
-    parser.add_argument(
-        "--device", choices=["cuda"], help="do not compile for others: check and time on the GPU that is here"
-    )
+    parser.add_argument("--device", choices=["cuda"], help="do not compile for others: check on the GPU that is here")
+    parser.add_argument("--sweep", action="store_true", help="on --device, time the settings of what was checked")
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile for --device (default 1)")
     options = parser.parse_args(arguments)
     if find_spec("triton") is None:
@@ -147,6 +150,8 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     for width in options.width or ():
         if not 8 <= width <= WIDEST:
             parser.exit(2, f"--width is {width}; expected 8 to {WIDEST}\n")
+    if options.sweep and not options.device:
+        parser.exit(2, "--sweep times on a GPU: add --device cuda\n")
     if options.jobs < 1:
         parser.exit(2, f"--jobs is {options.jobs}; expected 1 or more\n")
 
@@ -190,7 +195,7 @@ def _measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> in
     bad = sum(not row["good"] for row in report["checks"])
     print(f"{len(report['checks'])} checked, {bad} wrong")
     # nothing is timed that is wrong
-    for row in sweep(**own, jobs=options.jobs) if not bad else ():
+    for row in sweep(**own, jobs=options.jobs) if options.sweep and not bad else ():
         report["sweep"].append(row)
         print(row, flush=True)
     if options.json:

@@ -1,13 +1,14 @@
 """Fused attention in Triton: flash attention with side values, region bits and block lists, and columns of a map.
 
-Importing this needs neither Triton nor a GPU; `reason` says whether a call could use them. No GPU has run these
-kernels yet: their numbers are checked in Triton's interpreter, their code by the compiler's report (`python -m
-diffguide.kernels.report`).
+Importing this needs neither Triton nor a GPU; `reason` says whether a call could use them. Their numbers are checked in
+Triton's interpreter, their code by the compiler's report (`python -m diffguide.kernels.report`); what a GPU has said of
+them is told in docs/kernels-compiled.md.
 """
 
 import functools
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,12 +48,17 @@ def reason(device: torch.device | str, dtype: torch.dtype, head_width: int, grad
     return unfit(arch, dtype, head_width, grad) or _assembler(arch)
 
 
+def _ptxas() -> Any:
+    """The assembler that Triton takes, with its `path` and `version`."""
+    from triton import knobs
+
+    return knobs.nvidia.ptxas
+
+
 @functools.cache
 def _assembler(arch: str) -> str | None:
     """Why what turns the kernels into machine code is not to be trusted, or None."""
-    from triton import knobs
-
-    tool = knobs.nvidia.ptxas
+    tool = _ptxas()
     if arch != "sm_90" or tuple(map(int, tool.version.split("."))) >= (12, 9):
         return None
     newer = tool.path.replace("ptxas", "ptxas-blackwell")  # which triton 3.6 has beside it: 12.9

@@ -28,8 +28,8 @@ def step(
     acc0, acc1, acc2, top, total, q0, q1, bits, member, start, K, V, Side, KeyBits, Bias,
     k_n, k_d, v_n, v_d, g_n, g_r, kb_n, t_r, t_n, M, scale2,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    ROWS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr, REGION: tl.constexpr, EXACT: tl.constexpr, UNIT: tl.constexpr,
-    EDGE: tl.constexpr, EMPTY: tl.constexpr,
+    ROWS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr, REGION: tl.constexpr, EXACT: tl.constexpr,
+    UNIT: tl.constexpr, EDGE: tl.constexpr, EMPTY: tl.constexpr,
 ):  # fmt: skip
     """One tile of keys: the running maximum, sum and weighted values of each row."""
     keys = start + tl.arange(0, BN)

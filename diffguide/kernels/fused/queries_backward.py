@@ -25,7 +25,8 @@ def step(
     dq0, dq1, q0, q1, do0, do1, ds, lse, row_delta, bits, member, start, K, V, Side, KeyBits, Bias,
     k_n, k_d, v_n, v_d, g_n, g_r, kb_n, t_r, t_n, M, scale2, unside, shrink,
     D: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, R: tl.constexpr, RP: tl.constexpr,
-    ROWS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr, REGION: tl.constexpr, EXACT: tl.constexpr, UNIT: tl.constexpr,
+    ROWS: tl.constexpr, BITS: tl.constexpr, BN: tl.constexpr, REGION: tl.constexpr, EXACT: tl.constexpr,
+    UNIT: tl.constexpr,
 ):  # fmt: skip
     """What one tile of keys adds."""
     keys = start + tl.arange(0, BN)

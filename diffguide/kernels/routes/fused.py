@@ -25,7 +25,8 @@ def reason(problem: Problem) -> str | None:
     if problem.capture is not None and problem.capture.width > WIDEST:
         return f"it makes at most {WIDEST} maps at a time, not {problem.capture.width}"
     if problem.window is not None and _tiled(problem.window, problem.k.shape[2], torch.device("cpu")) is None:
-        return f"of windows it takes those of whole tiles: an order of {TILE} tokens, stride and size multiples of its sides"
+        whole = f"an order of {TILE} tokens, its sides as stride, an odd multiple of them as size"
+        return f"of windows it takes those of whole tiles: {whole}"
     b = problem.blocks
     if b is not None and not (b.keys == b.queries == TILE and b.chosen.shape[:2] == (1, 1)):
         return f"its blocks are {TILE} queries by {TILE} keys, the same in all rows and heads"
