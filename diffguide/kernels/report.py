@@ -39,7 +39,7 @@ ALLOWED: dict[tuple[str, str, int], int] = {
     ("sm_89", "keys_backward", 80): 29,
     ("sm_89", "keys_backward", 128): 2,
     ("sm_100", "forward", 160): 8,
-    ("gfx942", "queries_backward", 160): 4,
+    ("gfx942", "queries_backward", 160): 10,
 }
 ALLOWED_PLAIN = {("sm_80", "forward", 160): 1}
 

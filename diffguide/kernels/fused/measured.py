@@ -1,6 +1,6 @@
 """The kernels on a GPU: a matrix of checks against float64, then times of the settings that compile without a fault.
 
-The checks run in Triton's interpreter as well, which is how they are tested. Nearly all of the time goes into compiling,
+The checks run in Triton's interpreter as well, which is how they are tested. Nearly all the time goes into compiling,
 so that both spread over processes; times are taken in this one, when the others are done.
 """
 
