@@ -121,6 +121,7 @@ def test_a_stop_ends_the_run_and_the_next_one_draws(editor, served):
 
 
 def test_a_closed_tab_frees_the_device(chromium, served):
+    pictures = len(list(served.folder.glob("*.png")))
     context = chromium.new_context()
     page = context.new_page()
     page.goto(served.url)
@@ -132,6 +133,7 @@ def test_a_closed_tab_frees_the_device(chromium, served):
     assert served.runner.workers
     context.close()
     wait_until(lambda: not served.runner.workers)
+    assert len(list(served.folder.glob("*.png"))) == pictures, "it was drawn to the end"
 
 
 def test_a_picture_restores_everything_and_maps_are_shown(editor, served, tmp_path):

@@ -66,13 +66,14 @@ def test_methods_plans_and_problems_are_functions(client):
 def test_eight_at_once_come_in_their_order_and_none_is_lost(client, served):
     from gradio_client import Client
 
-    first = client.submit(recipe(steps=60), api_name="/draw")
-    wait_until(lambda: served.runner.workers)
     seeds = list(range(100, 108))
     jobs = []
-    for seed in seeds:  # each is in the queue before the next one comes
-        jobs.append(Client(served.url, verbose=False).submit(recipe(seed=seed, steps=2), api_name="/draw"))
-        wait_until(lambda: jobs[-1].status().code.name == "IN_QUEUE")
+    with served.runner.lock:  # the device is busy until all are there
+        first = client.submit(recipe(steps=2), api_name="/draw")
+        wait_until(lambda: served.runner.workers)
+        for seed in seeds:  # each is in the queue before the next one comes
+            jobs.append(Client(served.url, verbose=False).submit(recipe(seed=seed, steps=2), api_name="/draw"))
+            wait_until(lambda: jobs[-1].status().code.name == "IN_QUEUE")
     assert first.result(timeout=6 * SECONDS)
     answers = [job.result(timeout=6 * SECONDS) for job in jobs]
     assert [told["recipe"]["seed"] for _, told in answers] == seeds
@@ -81,20 +82,23 @@ def test_eight_at_once_come_in_their_order_and_none_is_lost(client, served):
 
 
 def test_a_cancelled_job_and_a_killed_client_free_the_device(client, served):
+    pictures = len(list(served.folder.glob("*.png")))
     job = client.submit(recipe(steps=200), api_name="/draw")
     wait_until(lambda: len(job.outputs()) > 1)
     job.cancel()
     wait_until(lambda: not served.runner.workers)
     program = f"""
 from gradio_client import Client
-job = Client({served.url!r}, verbose=False).submit({recipe(steps=200)!r}, api_name="/draw")
-job.result()
+for told in Client({served.url!r}, verbose=False).submit({recipe(steps=200)!r}, api_name="/draw"):
+    print(told, flush=True)
 """
-    other = subprocess.Popen([sys.executable, "-c", program])
-    wait_until(lambda: served.runner.workers)
+    other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None and other.stdout.readline()  # it hears of its steps
+    assert served.runner.workers
     other.kill()
-    other.wait()
+    other.communicate()
     wait_until(lambda: not served.runner.workers)
+    assert len(list(served.folder.glob("*.png"))) == pictures, "they were drawn to the end"
     assert client.predict(recipe(seed=12), api_name="/draw")[1]["recipe"]["seed"] == 12
 
 

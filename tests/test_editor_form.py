@@ -23,7 +23,7 @@ def test_a_painted_mask_is_a_regions_place_and_its_box_comes_back(editor, served
     for row in (0.3, 0.4, 0.5):
         page.mouse.move(box["x"] + 0.25 * box["width"], box["y"] + row * box["height"])
         page.mouse.down()
-        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + row * box["height"], steps=8)
+        page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + row * box["height"], steps=2)
         page.mouse.up()
     page.wait_for_timeout(500)  # strokes end up in the value a little later
     page.locator("#mask").click()
