@@ -103,8 +103,8 @@ class Editor:
           return [...document.querySelectorAll("svg.stage g.item")].map((group) => {
             const body = group.querySelector("rect.body");
             const [x, y, a, b] = ["x", "y", "width", "height"].map((name) => Number(body.getAttribute(name)));
-            const text = group.querySelector("text").textContent;
-            return [text.slice(text.indexOf(" ") + 1), [x / w, y / h, (x + a) / w, (y + b) / h]];
+            const phrase = group.querySelector("title").textContent || "(no phrase)";
+            return [phrase, [x / w, y / h, (x + a) / w, (y + b) / h]];
           });
         }"""
         return [(phrase, box) for phrase, box in self.page.evaluate(code)]

@@ -45,6 +45,7 @@ def test_words_of_a_prompt_are_seen(
     pipe = build()
     pipe.vae.register_to_config(shift_factor=0.0)
     monkeypatch.setattr("diffguide.pipelines.run.load", lambda *_, **__: pipe)
+    (tmp_path / "model_index.json").touch()
     monkeypatch.chdir(tmp_path)
     high, wide = (side * getattr(pipe, "vae_scale_factor", 8) for side in sides)
     options = ["--model", str(tmp_path), "--steps", "2", "--height", str(high), "--width", str(wide)]
@@ -61,6 +62,7 @@ def test_words_of_a_prompt_are_seen(
 def test_a_video_is_refused_before_it_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     pipe, _ = tiny_pipes.PIPES["wan"]()
     monkeypatch.setattr("diffguide.pipelines.run.load", lambda *_, **__: pipe)
+    (tmp_path / "model_index.json").touch()
     monkeypatch.chdir(tmp_path)
     assert cli.main(["maps", "a red circle", "--model", str(tmp_path), "--device", "cpu"]) == 2
     assert "WanPipeline draws videos; a recipe draws pictures" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from diffguide import __version__
+from diffguide import __version__, zoo
 from diffguide import bench as benches
 from diffguide.cli.drawing import check_writable, demo, generate, maps, picture_paths, plan, quiet, recipe_of, run
 from diffguide.cli.editor import app, serving
@@ -15,6 +15,7 @@ from diffguide.cli.heads import heads_search, heads_show, heads_use
 from diffguide.cli.looking import bench, families, methods, zoo_card, zoo_list, zoo_train
 from diffguide.cli.machine import EXTRAS, LIBRARIES, doctor, examine
 from diffguide.errors import DiffguideError
+from diffguide.zoo.place import locate
 
 __all__ = [
     "EXTRAS",
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 wrong input, 130 interrupted."""
     try:
         options = parser().parse_args(argv)
+        model = getattr(options, "model", None)
+        if isinstance(model, str) and model not in zoo.MODELS:
+            locate(model)  # a wrong name is told before the libraries are loaded, which takes a while
         return options.command(options) or 0
     except SystemExit as stop:  # argparse: help, version or an error that it has told
         return stop.code if isinstance(stop.code, int) else WRONG

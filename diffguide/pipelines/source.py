@@ -1,6 +1,5 @@
 """A pipeline from the name of an embedded model, a folder or a hub id; safetensors only, and no code of strangers."""
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from diffusers import DiffusionPipeline
 
 from diffguide import zoo
 from diffguide.errors import ModelError, ParamError
+from diffguide.zoo.place import locate
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SCHEDULERS = {
@@ -28,7 +28,6 @@ SCHEDULERS = {
     "pndm": "PNDMScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 def load(model: str | Path, dtype: str = "float32", device: str | None = None) -> Any:
@@ -55,28 +54,6 @@ def load(model: str | Path, dtype: str = "float32", device: str | None = None) -
     ) as error:  # whatever a wrong folder can cause: broken JSON, unknown classes, weights that do not fit
         raise ModelError(f"{model} cannot be loaded: {_short(error)}") from error
     return pipe.to(place)
-
-
-def locate(model: str | Path) -> str:
-    """The folder or hub id of a model; raises ModelError where it can be told at once that there is none."""
-    text = str(model)
-    if text in zoo.MODELS:
-        return str(zoo.path(text))
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise ModelError(
-                f"{text} is not a pipeline of diffusers: it has no model_index.json; name the folder that holds one"
-            )
-        return str(folder)
-    if folder.exists():
-        raise ModelError(f"{text} is a file; expected a folder that DiffusionPipeline.save_pretrained has written")
-    if isinstance(model, str) and HUB_ID.fullmatch(text) and not text.startswith("."):
-        return text
-    raise ModelError(
-        f"no model is called {text!r}: expected an embedded model ({', '.join(zoo.MODELS)}), a folder, "
-        "or a hub id owner/name"
-    )
 
 
 def usable(device: str | None) -> torch.device:

@@ -67,6 +67,10 @@ function drawGrid(w, h) {
   $(".grid").replaceChildren(...all.map(([x1, y1, x2, y2]) => make("svg:line", { x1, y1, x2, y2 })));
 }
 
+function short(words, room) { // what a box is wide enough for, the number at least; letters are some 8 pixels wide
+  return words.length <= room ? words : words.slice(0, Math.max(1, Math.floor(room) - 1)).trimEnd() + (room < 3 ? "" : "…");
+}
+
 function shape(item, number, w, h) {
   const [x0, y0, x1, y1] = item.box.map((v, axis) => v * (axis % 2 ? h : w));
   const is = item.id === chosen;
@@ -80,8 +84,10 @@ function shape(item, number, w, h) {
   }
   group.append(make("svg:rect", { ...box, class: item.mask ? "body masked" : "body", fill: item.color, stroke: item.color }));
   const text = make("svg:text", { x: x0 + 6 * scale, y: y0 + 19 * scale, "font-size": 15 * scale, "stroke-width": 4 * scale });
-  text.textContent = `${number + 1} ${item.phrase || "(no phrase)"}`;
-  group.append(text);
+  const title = make("svg:title", {});
+  title.textContent = item.phrase;
+  text.textContent = short(`${number + 1} ${item.phrase || "(no phrase)"}`, (x1 - x0 - 10 * scale) / (7.8 * scale));
+  group.append(title, text);
   if (is && !item.mask) {
     const reach = Math.min(22 * scale, (x1 - x0) / 2.5, (y1 - y0) / 2.5), half = 6 * scale;
     for (const [at, [x, y]] of [[x0, y0], [x1, y0], [x0, y1], [x1, y1]].entries()) {
