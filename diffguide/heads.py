@@ -81,4 +81,4 @@ def load(source: str | Path) -> Preset:
         return Preset(**data)
     except (ValueError, TypeError, ParamError) as error:
         text = str(error).removeprefix("Preset.__init__() ")
-        raise ParamError(text if str(path) in text else f"{path}: {text}") from None
+        raise ParamError(text if str(path) in text else f"{path} is no preset of heads: {text}") from None

@@ -280,6 +280,13 @@ def test_a_layout_is_planned_from_the_prompt(here, model, capsys):
     assert recipe.layout == plan(prompt, seed=3) and [m.name for m in recipe.methods] == ["bacon"]
 
 
+def test_what_holds_no_preset_is_told(here, capsys):
+    (here / "empty").mkdir()
+    (here / "bad.json").write_text("{bad")
+    for name, text in (("empty", "empty holds no preset.json: `diffguide heads search"), ("bad.json", "is no preset")):
+        assert cli.main(["heads", "show", name]) == 2 and text in error(capsys)
+
+
 def test_heads_are_searched_shown_and_used(here, model, capsys):
     line = ["heads", "search", "--model", model, "--layers", "mid", "--keep", "1", "--steps", "1", "--out", "found"]
     assert cli.main([*line, "--prompt", "a red circle", "--objective", "contrast"]) == 0
@@ -289,7 +296,7 @@ def test_heads_are_searched_shown_and_used(here, model, capsys):
     told = json.loads(capsys.readouterr().out)
     assert told["heads"] == heads and set(told["rounds"][0]) == {"L2H0", "L2H1"}
     assert cli.main([*line, "--prompt", "a red circle", "--objective", "brightness"]) == 2
-    assert "has a search with other objective" in error(capsys)
+    assert "has a search with other objective ('contrast' there, 'brightness' here); name another" in error(capsys)
     assert cli.main(["heads", "show", "found"]) == 0 and f"; {heads}; for " in capsys.readouterr().out
     assert cli.main(["heads", "show"]) == 0 and "sd3-medium-dark: darker; L1H10" in capsys.readouterr().out
     assert cli.main(["heads", "show", "sd3-medium-dark", "--json"]) == 0

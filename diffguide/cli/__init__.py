@@ -255,8 +255,7 @@ def _heads(among: Any, add: Any) -> None:
     _json(p)
     p = add("use", heads_use, "draw with a preset of heads: generate with soft-pag and its settings", among)
     p.add_argument("name", metavar="NAME", help="a preset, its .json file, or a search's folder")
-    _drawing(p)
-    p.set_defaults(model=None)
+    _drawing(p, whose="the preset's own")
     p.add_argument(
         "--out", default="picture.png", metavar="PATH", help="a .png, or a folder for SEED.png (default: %(default)s)"
     )
@@ -269,7 +268,7 @@ def numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def _drawing(p: argparse.ArgumentParser) -> None:
+def _drawing(p: argparse.ArgumentParser, whose: str | None = None) -> None:
     p.add_argument("prompt", metavar="PROMPT")
     p.add_argument("--negative-prompt", metavar="TEXT", help="what to keep out")
     given = p.add_mutually_exclusive_group()
@@ -297,14 +296,20 @@ def _drawing(p: argparse.ArgumentParser) -> None:
     p.add_argument("--width", type=int, help="pixels, a multiple of 8 (default: the model's)")
     p.add_argument("--height", type=int, help="pixels, a multiple of 8 (default: the model's)")
     p.add_argument("--scheduler", metavar="NAME", help="such as ddim, euler, dpm++, unipc (default: the model's)")
-    _where(p)
+    _where(p, whose=whose)
 
 
 def _where(
-    p: argparse.ArgumentParser, *, model: bool = True, dtype: bool = True, default: str | None = "shapes-unet"
+    p: argparse.ArgumentParser,
+    *,
+    model: bool = True,
+    dtype: bool = True,
+    default: str | None = "shapes-unet",
+    whose: str | None = None,  # model is the default
 ) -> None:
     if model:
-        p.add_argument("--model", default=default, help="embedded model, folder, or hub id (default: %(default)s)")
+        told = f"embedded model, folder, or hub id (default: {whose or default})"
+        p.add_argument("--model", default=None if whose else default, help=told)
     p.add_argument("--device", help="such as cpu or cuda:0 (default: the best there is)")
     if dtype:
         choices = ("float32", "float16", "bfloat16")

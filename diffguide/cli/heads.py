@@ -137,7 +137,14 @@ def heads_show(options: argparse.Namespace) -> None:
 
 def _source(name: str) -> str:
     """What `load` takes for the folder of a search, a file, or a preset, which SoftPAG writes with an @."""
-    return str(Path(name) / "preset.json") if Path(name).is_dir() else name.removeprefix("@")
+    if not Path(name).is_dir():
+        return name.removeprefix("@")
+    file = Path(name) / "preset.json"
+    if not file.is_file():
+        raise ParamError(
+            f"{name} holds no preset.json: `diffguide heads search --out {name}` writes one when it is done"
+        )
+    return str(file)
 
 
 def heads_use(options: argparse.Namespace) -> None:

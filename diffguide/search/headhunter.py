@@ -84,7 +84,7 @@ def hunt(
         ((_, pool),) = crew.run(Studio.pool, ["the list of heads"])
         if len(pool) < plan.rounds * plan.keep:
             raise ParamError(
-                f"{len(pool)} heads, but {plan.rounds} rounds are to choose {plan.keep} each; choose fewer"
+                f"{len(pool)} heads, but {plan.rounds * plan.keep} are to be chosen, {plan.keep} a round; choose fewer"
             )
         state, total = State(folder, {**plan.record(), "heads": pool}), plan.trials(len(pool))
 

@@ -96,8 +96,9 @@ class State:
             raise SearchError(f"{file} is damaged; name another folder, or remove it") from None
         other = [name for name in plan if there.get(name) != plan[name]] or [n for n in there if n not in plan]
         if other:
+            ways = [f"{name} ({_short(there.get(name))} there, {_short(plan.get(name))} here)" for name in other]
             raise SearchError(
-                f"{file.parent} has a search with other {', '.join(other)}; name another folder, or remove it"
+                f"{file.parent} has a search with other {', '.join(ways)}; name another folder, or remove it"
             )
 
     def find(self, trial: Trial) -> Job | None:
@@ -132,6 +133,11 @@ class State:
             "seconds": pa.array([j.seconds for j in jobs], pa.float64()),
         }
         write_atomically(self.folder / "trials.parquet", lambda out: pq.write_table(pa.table(columns), out))
+
+
+def _short(value: Any) -> str:
+    """A setting in a few words: lists, of prompts and heads, by how many they are."""
+    return f"{len(value)} of them" if isinstance(value, list) else f"{value!r:.40}"
 
 
 def read(folder: Path) -> list[Job]:
