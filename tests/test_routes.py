@@ -1,5 +1,6 @@
 """Routes with a shape of their own: tiles, merged blocks, flex, and libraries that are not here, by stand-ins."""
 
+import itertools
 import math
 import sys
 import types
@@ -387,11 +388,12 @@ ASKED = {
 }
 
 
+EVERY = list(itertools.product((torch.float16, torch.bfloat16), door.ROUTES, ASKED))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("asked", ASKED)
-@pytest.mark.parametrize("name", door.ROUTES)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("dtype", "name", "asked"), EVERY if torch.cuda.is_available() else EVERY[:1])
 def test_routes_of_an_accelerator_give_what_dense_attention_gives(dtype, name, asked):
     """Outputs and maps, and where the route has them gradients."""
     tensors, options, route = qkv(1, 4, 256, 256, 64, dtype=dtype), ASKED[asked], door.ROUTES[name]
