@@ -136,8 +136,10 @@ class State:
 
 
 def _short(value: Any) -> str:
-    """A setting in a few words: lists, of prompts and heads, by how many they are."""
-    return f"{len(value)} of them" if isinstance(value, list) else f"{value!r:.40}"
+    """A setting in a few words: long lists, of prompts and heads, by how many they are."""
+    if isinstance(value, list) and not all(isinstance(x, int) for x in value):
+        return f"{len(value)} of them"
+    return "none" if value is None else f"{value!r:.40}"
 
 
 def read(folder: Path) -> list[Job]:
