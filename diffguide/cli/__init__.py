@@ -52,9 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 wrong input, 130 interrupted."""
     try:
         options = parser().parse_args(argv)
-        model = getattr(options, "model", None)
-        if isinstance(model, str) and model not in zoo.MODELS:
-            locate(model)  # a wrong name is told before the libraries are loaded, which takes a while
+        named = getattr(options, "model", None) or ()
+        for model in (named,) if isinstance(named, str) else named:
+            if model not in zoo.MODELS:
+                locate(model)  # a wrong name is told before the libraries are loaded, which takes a while
         return options.command(options) or 0
     except SystemExit as stop:  # argparse: help, version or an error that it has told
         return stop.code if isinstance(stop.code, int) else WRONG

@@ -9,7 +9,6 @@ from diffguide import zoo
 from diffguide.cli.drawing import quiet
 from diffguide.cli.terminal import tell
 from diffguide.errors import ModelError
-from diffguide.zoo.place import locate
 
 SEARCH = "heads"  # where `heads search` puts what it finds
 
@@ -20,8 +19,6 @@ def app(options: argparse.Namespace) -> None:
     models = options.model or zoo.names()
     if not models:
         raise ModelError("no embedded model is in this installation; name one with --model")
-    for model in models:
-        locate(model)
     if all(model in zoo.MODELS or Path(model).is_dir() for model in models):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is to be looked up
     from diffguide.app import safety

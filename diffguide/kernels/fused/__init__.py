@@ -58,11 +58,13 @@ def _ptxas() -> Any:
 @functools.cache
 def _assembler(arch: str) -> str | None:
     """Why what turns the kernels into machine code is not to be trusted, or None."""
-    tool = _ptxas()
-    if arch != "sm_90" or tuple(map(int, tool.version.split("."))) >= (12, 9):
+    if arch != "sm_90":  # others have no ptxas, or make sound code with it
         return None
-    newer = tool.path.replace("ptxas", "ptxas-blackwell")  # which triton 3.6 has beside it: 12.9
-    advice = f"set TRITON_PTXAS_PATH={newer if Path(newer).is_file() else 'one of CUDA 12.9 or later'}"
+    tool = _ptxas()
+    if tuple(map(int, tool.version.split("."))) >= (12, 9):
+        return None
+    newer = Path(tool.path).with_name("ptxas-blackwell")  # which triton 3.6 has beside it: 12.9
+    advice = f"set TRITON_PTXAS_PATH={newer if newer.is_file() else 'one of CUDA 12.9 or later'}"
     return f"ptxas {tool.version} makes code for {arch} that reads registers nothing wrote; {advice}, or update torch"
 
 

@@ -116,7 +116,7 @@ def unwritten_registers(code: str) -> list[str]:
         if match is None:
             continue
         first, *others = (_uniform(x) for x in match[2].split(","))
-        uniform = re.match(r"U|[RS]2UR|CS2UR|R2UR|VOTEU|REDUX|LDCU", match[1])
+        uniform = re.match(r"U|C?S2UR|R2UR|VOTEU|REDUX|LDCU", match[1])
         wide = ".64" in match[1] or ".WIDE" in match[1]
         reads = {n for some in others for n in some} | (set() if uniform else first)
         found |= {f"UR{n}": None for n in sorted(reads - written)}
