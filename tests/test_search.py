@@ -26,6 +26,7 @@ from diffguide.search.ranking import Screen, best, going_on, tau
 from diffguide.search.report import report
 from diffguide.search.state import read
 from diffguide.search.studio import painter, units
+from diffguide.zoo.detector import detect
 from diffguide.zoo.world import STYLES, Scene, Thing, caption, render
 
 PROMPTS = ("a red circle", "a blue square")
@@ -305,7 +306,7 @@ def flat(value: int) -> Image.Image:
 
 
 def test_the_names_of_the_objectives() -> None:
-    assert set(objectives()) == {"brightness", "contrast", "sharpness", "colourfulness", "objects"}
+    assert set(objectives()) == {"brightness", "contrast", "sharpness", "colourfulness", "objects", "shapes"}
 
 
 def test_flat_pictures_have_brightness_alone() -> None:
@@ -350,6 +351,16 @@ def test_objects_counts_what_is_there_and_what_is_too_much() -> None:
     for wrong, said in (("a cat", "'cat' is no thing"), ("in fog", "names nothing of the embedded world")):
         with pytest.raises(ParamError, match=said):
             named("objects")([picture], [wrong])
+
+
+def test_shapes_asks_how_well_things_are_drawn_and_not_which() -> None:
+    two = Scene("white", (Thing("red", "circle", 0.3, 0.4, 0.2), Thing("blue", "square", 0.7, 0.6, 0.18)))
+    sharp = render(two, 128)
+    crumbled = sharp.resize((16, 16)).resize(sharp.size)
+    none = Image.new("RGB", (128, 128), "white")
+    good, other, worse, nothing = named("shapes")([sharp, sharp, crumbled, none], ["a red circle", "a cat", "", ""])
+    assert 1 >= good == other > worse > nothing == 0
+    assert good == pytest.approx(sum(thing.confidence for thing in detect(sharp).things) / 2)
 
 
 def test_the_plan_is_kept_as_it_was_asked_for(pipe: Any, tmp_path: Path) -> None:

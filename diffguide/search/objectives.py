@@ -63,6 +63,14 @@ def objects(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[flo
     return scores
 
 
+def shapes(pictures: Sequence[Image.Image], prompts: Sequence[str]) -> list[float]:
+    """Of the embedded world: how well the things seen fit their shapes and colours, the mean of the detector's
+    confidence, 0 to 1; 0 where nothing is seen. Whether they were asked for does not count: see `objects`.
+    """
+    seen = [[thing.confidence for thing in detect(picture).things] for picture in pictures]
+    return [sum(each) / len(each) if each else 0.0 for each in seen]
+
+
 def objectives() -> dict[str, Objective]:
     """All that come with diffguide, by name."""
     public = inspect.getmembers(sys.modules[__name__], inspect.isfunction)
