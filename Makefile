@@ -46,7 +46,7 @@ demo: $(USER_STAMP)  ## a picture from a layout, guided and unguided side by sid
 	@echo "  make test                           run every test"
 
 test: $(DEV_STAMP)  ## run every test
-	@$(RUN) -m pytest -n $(WORKERS) --durations=10 || { \
+	@$(RUN) -m pytest -n $(WORKERS) --dist worksteal --durations=10 || { \
 	  echo; echo "Something failed. One test alone, with its output: $(BIN)/python -m pytest tests/test_NAME.py -k WORD -s" >&2; exit 1; }
 	@echo
 	@echo "All tests passed. Next:"

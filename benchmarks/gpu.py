@@ -17,6 +17,8 @@ from pathlib import Path
 
 import torch
 
+from diffguide.kernels import fused
+
 ROOT = Path(__file__).resolve().parents[1]
 # of large windows one mask over all tokens takes minutes to make
 NO_MASKS = "torch,diffguide,fused,flex,tiles,merged,natten,torch-flash,torch-efficient,torch-cudnn"
@@ -61,6 +63,11 @@ def main() -> int:
     began = time.monotonic()
     # more threads than one only get in each other's way
     place = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    if why := fused.reason("cuda", torch.bfloat16, 64, grad=True):
+        print(f"fused: {why}", flush=True)
+        if "TRITON_PTXAS_PATH" in why and (newer := fused.newer_assembler()):
+            print("done for this run", flush=True)
+            place["TRITON_PTXAS_PATH"] = str(newer)
 
     def run(title: str, command: list[str]) -> bool:
         if time.monotonic() - began > options.limit:
@@ -73,7 +80,8 @@ def main() -> int:
         return done.returncode == 0
 
     report = [sys.executable, "-m", "diffguide.kernels.report", "--device", "cuda"]
-    tests = [sys.executable, "-m", "pytest", "tests/test_routes.py", "-q", "-m", "gpu", "-n", "4"]
+    tests = [sys.executable, "-m", "pytest", "tests/test_routes.py", "-q", "-m", "gpu", "-n", "4", "--tb", "short"]
+    tests += ["-p", "no:cacheprovider", "-W", "ignore::DeprecationWarning"]  # an older torch warns of its own parts
     some = max(1, options.jobs // 2)
     first = {"kernels": [*report, "--jobs", str(some), "--json", str(out / "kernels.json")], "routes": tests}
     singles = [(case, methods) for cases, methods, _ in GROUPS.values() for case in cases.split(",")]

@@ -55,6 +55,12 @@ def _ptxas() -> Any:
     return knobs.nvidia.ptxas
 
 
+def newer_assembler() -> Path | None:
+    """The ptxas 12.9 that triton 3.6 has beside the one it takes on sm_90, if it is there."""
+    newer = Path(_ptxas().path).with_name("ptxas-blackwell")
+    return newer if newer.is_file() else None
+
+
 @functools.cache
 def _assembler(arch: str) -> str | None:
     """Why what turns the kernels into machine code is not to be trusted, or None."""
@@ -63,8 +69,7 @@ def _assembler(arch: str) -> str | None:
     tool = _ptxas()
     if tuple(map(int, tool.version.split("."))) >= (12, 9):
         return None
-    newer = Path(tool.path).with_name("ptxas-blackwell")  # which triton 3.6 has beside it: 12.9
-    advice = f"set TRITON_PTXAS_PATH={newer if newer.is_file() else 'one of CUDA 12.9 or later'}"
+    advice = f"set TRITON_PTXAS_PATH={newer_assembler() or 'one of CUDA 12.9 or later'}"
     return f"ptxas {tool.version} makes code for {arch} that reads registers nothing wrote; {advice}, or update torch"
 
 
