@@ -17,7 +17,7 @@ _HOMES = {
     "Recipe": "recipe",
     "plan": "planning",
     "Method": "method",
-    "param": "method",
+    "param": "params",
     "register_family": "registry",
     "AttachError": "errors",
     "DiffguideError": "errors",

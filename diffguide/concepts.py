@@ -10,7 +10,8 @@ from torch import Tensor
 
 from diffguide.errors import ParamError
 from diffguide.maps import Watch
-from diffguide.method import Context, Mover, param
+from diffguide.method import Context, Mover
+from diffguide.params import param
 from diffguide.site import Grid
 from diffguide.targets import bare_phrase, smooth
 from diffguide.tokens import find_groups

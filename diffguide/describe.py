@@ -6,7 +6,8 @@ from typing import Any
 
 from diffguide.errors import LayoutError, ParamError
 from diffguide.layout import Layout
-from diffguide.method import Method, Param
+from diffguide.method import Method
+from diffguide.params import Param
 from diffguide.processors import methods, named
 from diffguide.recipe import MethodSpec
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from diffguide import kernels
 from diffguide.errors import SteeringError
-from diffguide.method import Method, param
+from diffguide.method import Method
+from diffguide.params import param
 from diffguide.site import Call, Site, in_layers
 
 SCOPES = ("joint", "image_block", "image_block_renorm")

@@ -14,7 +14,8 @@ from diffguide import Guide, abilities, cli
 from diffguide.errors import DiffguideError, OutputError
 from diffguide.family import ABILITIES
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, param
+from diffguide.method import Context, Method
+from diffguide.params import param
 from diffguide.processors import NAG, PAG, CaptureMaps
 from diffguide.registry import families, of_model, refused
 

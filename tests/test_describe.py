@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from diffguide import describe
 from diffguide.errors import LayoutError, ParamError
 from diffguide.layout import Layout, Region
-from diffguide.method import Param
+from diffguide.params import Param
 from diffguide.processors import methods
 from diffguide.recipe import MethodSpec
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from diffguide import Guide
 from diffguide.errors import AttachError
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, Mover, param
+from diffguide.method import Context, Method, Mover
+from diffguide.params import param
 from diffguide.perturbation import image_block
 from diffguide.processors import PAG
 from diffguide.site import Call, Site

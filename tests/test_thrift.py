@@ -14,7 +14,8 @@ from torch import Tensor
 from diffguide import Guide
 from diffguide.errors import AttachError
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, Mover, param
+from diffguide.method import Context, Method, Mover
+from diffguide.params import param
 from diffguide.processors import PAG, AttendExcite, CaptureMaps, Conform
 
 pytestmark = pytest.mark.filterwarnings("ignore:`FluxPosEmbed` is deprecated")

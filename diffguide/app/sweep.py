@@ -6,7 +6,7 @@ from typing import Any
 from diffguide import describe
 from diffguide.bench.knobs import ends, written
 from diffguide.errors import ParamError
-from diffguide.method import Param
+from diffguide.params import Param
 from diffguide.processors import methods, named
 from diffguide.recipe import MethodSpec, Recipe
 

@@ -16,7 +16,8 @@ from diffguide.bench.pictures import STEPS, PictureBench, prepared
 from diffguide.bench.sheet import Row, contact_sheet
 from diffguide.describe import needs_layout
 from diffguide.errors import ParamError
-from diffguide.method import Method, Param
+from diffguide.method import Method
+from diffguide.params import Param
 
 OPTIONS = ("methods", "limit", "steps")
 TIMES = 5  # a number is divided and multiplied by it

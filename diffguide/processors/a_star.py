@@ -11,7 +11,8 @@ from diffguide.concepts import FACTOR, Carried, OnOneGrid, find_concepts, last_c
 from diffguide.errors import ParamError
 from diffguide.layout import Layout
 from diffguide.maps import Maps
-from diffguide.method import Context, Window, param
+from diffguide.method import Context
+from diffguide.params import Window, param
 from diffguide.targets import check_layouts, find_targets
 
 EPS = 1e-8

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from diffguide.method import Context, Method, param
+from diffguide.method import Context, Method
+from diffguide.params import param
 
 
 @dataclass(frozen=True)

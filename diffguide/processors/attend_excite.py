@@ -7,7 +7,8 @@ from torch import Tensor
 
 from diffguide.concepts import Refined, find_concepts, last_column, responses
 from diffguide.maps import Maps
-from diffguide.method import Context, Window, param
+from diffguide.method import Context
+from diffguide.params import Window, param
 from diffguide.site import Grid
 
 

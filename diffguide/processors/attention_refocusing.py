@@ -8,7 +8,8 @@ from torch import Tensor
 from diffguide.concepts import last_column, responses
 from diffguide.layout import Layout
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Window, param
+from diffguide.method import Context
+from diffguide.params import Window, param
 from diffguide.targets import Placed, find_targets
 
 # progress up to which, times the step size, most moves: the schedule of the paper's 50 steps

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from diffguide.errors import ParamError
-from diffguide.method import param
+from diffguide.params import param
 from diffguide.perturbation import Weakened
 from diffguide.site import Site
 

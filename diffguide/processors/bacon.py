@@ -15,7 +15,8 @@ from torch import Tensor
 from diffguide.concepts import decay
 from diffguide.layout import cells
 from diffguide.maps import Maps, Watch, resize
-from diffguide.method import Context, Window, param
+from diffguide.method import Context
+from diffguide.params import Window, param
 from diffguide.site import Grid
 from diffguide.targets import Placed, find_targets, pick, union
 

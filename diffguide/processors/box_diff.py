@@ -9,7 +9,8 @@ from torch import Tensor
 from diffguide.concepts import OnOneGrid, last_column, responses
 from diffguide.layout import cells
 from diffguide.maps import Maps
-from diffguide.method import Context, Window, param
+from diffguide.method import Context
+from diffguide.params import Window, param
 from diffguide.site import Grid
 from diffguide.targets import Placed, find_targets
 

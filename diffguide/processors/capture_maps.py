@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, Method, param
+from diffguide.method import Context, Method
+from diffguide.params import param
 from diffguide.targets import bare_phrase
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from diffguide.errors import SteeringError
-from diffguide.method import Context, Method, param
+from diffguide.method import Context, Method
+from diffguide.params import param
 
 
 @dataclass(frozen=True)

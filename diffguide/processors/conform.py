@@ -8,7 +8,8 @@ from torch import Tensor
 
 from diffguide.concepts import Carried, Repeated, find_concepts, over_words
 from diffguide.maps import Maps
-from diffguide.method import Context, Window, param
+from diffguide.method import Context
+from diffguide.params import Window, param
 from diffguide.targets import smooth
 
 

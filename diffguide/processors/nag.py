@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from diffguide.errors import ParamError
-from diffguide.method import Method, param
+from diffguide.method import Method
+from diffguide.params import param
 from diffguide.second_prompt import ROWS
 from diffguide.site import Call, Proceed
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from diffguide.blur import blur
 from diffguide.maps import Maps, Watch
-from diffguide.method import Context, param
+from diffguide.method import Context
+from diffguide.params import param
 from diffguide.perturbation import WeakenedLayers
 from diffguide.site import Grid, Site
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from diffguide.blur import blur
-from diffguide.method import param
+from diffguide.params import param
 from diffguide.perturbation import WeakenedLayers
 from diffguide.site import Call, Proceed
 

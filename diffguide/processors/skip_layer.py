@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffguide.blocks import BlockCall
-from diffguide.method import Window, param
+from diffguide.params import Window, param
 from diffguide.perturbation import WeakenedLayers
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffguide.errors import ParamError
 from diffguide.heads import load
-from diffguide.method import param
+from diffguide.params import param
 from diffguide.perturbation import SCOPES, TARGETS, Weakened, replaced
 from diffguide.site import Call, Proceed, Site
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from diffguide.blocks import BlockCall
-from diffguide.method import param
+from diffguide.params import param
 from diffguide.perturbation import WeakenedLayers
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffguide.errors import ParamError, SearchError
-from diffguide.method import Param
+from diffguide.params import Param
 
 Work = Callable[[Any, Any], Any]  # what is held, a job -> its result
 Begin = Callable[[Any], None]

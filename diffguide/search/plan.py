@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from diffguide.errors import ParamError
-from diffguide.method import Param
+from diffguide.params import Param
 from diffguide.processors import SoftPAG
 from diffguide.search.ranking import going_on
 from diffguide.search.state import Unit
