@@ -152,8 +152,3 @@ def test_what_is_carried() -> None:
 def test_no_concept_is_told() -> None:
     with pytest.raises(ParamError, match=r"AStar.words: no noun phrase found in ''"):
         AStar().prepare(context(prompts=("",)))
-
-
-def test_words_beside_a_layout_are_refused() -> None:
-    with pytest.raises(ParamError, match=r"AStar: words 'cat' beside a layout, whose regions .* leave out one"):
-        AStar(Layout(Region("cat", box=(0, 0, 0.5, 1))), words=("cat",))

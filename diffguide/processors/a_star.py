@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from diffguide.concepts import FACTOR, Carried, OnOneGrid, find_concepts, last_column, responses
-from diffguide.errors import ParamError
 from diffguide.layout import Layout
 from diffguide.maps import Maps
 from diffguide.method import Context
@@ -51,11 +50,6 @@ class AStar(OnOneGrid):
         super().__post_init__()
         if self.layout is not None:
             check_layouts("AStar", self.layout)
-            if self.words:
-                raise ParamError(
-                    f"AStar: words {', '.join(map(repr, self.words))} beside a layout, whose regions are the concepts; "
-                    "leave out one of the two"
-                )
 
     def prepare(self, context: Context) -> None:
         if self.layout is None:
