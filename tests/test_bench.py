@@ -212,6 +212,7 @@ def test_semantics_plans_layouts_for_methods_that_need_one(pipe, tmp_path):
 def test_a_long_heading_is_whole_over_its_column():
     title = "a-star+factor=10+scale=100+window=0:0.2"
     assert sheet.heading(title) == ["a-star +factor=10", "+scale=100", "+window=0:0.2"]
+    assert sheet.heading("soft-pag+blend=1+heads=@shapes-mmdit-shapes")[1:] == ["+heads=", "@shapes-mmdit-shapes"]
     row = sheet.Row("a scene", [], [Image.new("RGB", (8, 8))] * 2, ["", ""])
     short, long = (sheet.contact_sheet([name, "none"], [row]) for name in ("bacon", title))
     assert long.height - short.height == 2 * sheet.LINE and long.width == short.width

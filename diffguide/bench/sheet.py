@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 CELL = 128  # pixels
 GAP, LINE = 8, 14
+LETTERS = 22  # of a heading, in a cell's width
 INK, FRAME = (30, 30, 30), (255, 0, 255)
 
 Box = tuple[float, float, float, float]
@@ -52,8 +53,9 @@ def contact_sheet(titles: Sequence[str], rows: Sequence[Row]) -> Image.Image:
 
 
 def heading(title: str) -> list[str]:
-    """A title in lines as wide as a column, broken before the plus signs of its settings where it can be."""
-    return textwrap.wrap(title.replace("+", " +"), 22, break_on_hyphens=False) or [""]
+    """A title in lines as wide as a column, broken before the plus signs of its settings, long ones before values."""
+    words = [w if len(w) <= LETTERS else w.replace("=", "= ", 1) for w in title.replace("+", " +").split()]
+    return textwrap.wrap(" ".join(words), LETTERS, break_on_hyphens=False) or [""]
 
 
 def framed(picture: Image.Image, boxes: Sequence[Box]) -> Image.Image:
