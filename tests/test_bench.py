@@ -257,9 +257,11 @@ def test_a_style_that_was_asked_for_is_read_in_the_truth(pipe):
     things = tuple(Thing(c, s, 0.25 + 0.5 * n, 0.5, 0.2) for n, (c, s, _) in enumerate(task.kinds[:2]))
     asked, plain = (styles.BENCH.counts(render(Scene("white", things, style)), task) for style in (task.style, None))
     assert asked["styled"] > asked["fine"] / 2 > plain["styled"]
+    assert asked["sketch_styled"] == asked["styled"] and not asked["fog_fine"] and not asked["fog_asked"]
     assert styles.BENCH.note(asked).startswith("sketch, ") and styles.BENCH.note(plain).startswith("plain, ")
     found = bench.run_bench("styles", model=pipe, methods=["pag"], limit=3, seeds=1, steps=2, progress=False)
-    assert {"night_read", "fog_read", "sketch_read", "style_read", "style_read_gain"} <= set(found["rows"][1])
+    wanted = [f"{name}_{what}" for name in ("night", "fog", "sketch") for what in ("read", "read_gain", "right_gain")]
+    assert {*wanted, "style_read", "style_read_gain"} <= set(found["rows"][1])
 
 
 def test_what_a_negative_prompt_names_is_counted_apart(pipe):

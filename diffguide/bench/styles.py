@@ -38,7 +38,12 @@ class StylesBench(PerturbationBench):
 
     methods = (PLAIN, "soft-pag", "soft-pag+heads=random3")
     rank = "style_read"
-    gains = {"style_read": ("styled", "fine"), "objects_right": ("present", "asked")}
+    gains = {
+        "style_read": ("styled", "fine"),
+        "objects_right": ("present", "asked"),
+        **{f"{name}_read": (f"{name}_styled", f"{name}_fine") for name in STYLE_NAMES[1:]},
+        **{f"{name}_right": (f"{name}_present", f"{name}_asked") for name in STYLE_NAMES[1:]},
+    }
     told = (
         "{count} prompts with seed 0, not chosen, each asked for in a style; below each picture the style that it was "
         "read as, how many of the wanted things were found, and what else was there."
@@ -60,14 +65,18 @@ class StylesBench(PerturbationBench):
         number = STYLES.index(task.style) + 1
         chances = style_probabilities(picture)
         found = read(detect(picture, task.style), task)
-        return {
-            **found,
-            "asked": found["wanted"] + found["extra"],
-            "fine": FINE,
-            "style": number,
+        counted = {
             "styled": round(FINE * float(chances[number])),
-            "likeliest": int(chances.argmax()),
+            "fine": FINE,
+            "present": found["present"],
+            "asked": found["wanted"] + found["extra"],
         }
+        own = {
+            f"{name}_{what}": count * (name == STYLE_NAMES[number])
+            for name in STYLE_NAMES[1:]
+            for what, count in counted.items()
+        }
+        return {**found, **counted, **own, "style": number, "likeliest": int(chances.argmax())}
 
     def shares(self, pictures: Sequence[dict[str, int]]) -> dict[str, Interval]:
         """Of all, then of each style."""
