@@ -84,7 +84,7 @@ def recipe_of(options: argparse.Namespace) -> "Recipe":
     params = describe.assignments(options.set, names)
     for name in (name for given in params.values() for name in heads.mentioned(str(given.get("heads", "")))):
         if (model := heads.load(name).model) != options.model:
-            tell(f"note: @{name} was found for {model}; unless it is that, they mean nothing on {options.model}")
+            tell(f"note: @{name} was found for {model}; unless it is that, its heads mean nothing on {options.model}")
     made = [describe.make(name, params[name], layout) for name in names]
     if layout is not None and not any(hasattr(method, "layout") for method in made):
         tell(f"note: nothing uses the layout ({', '.join(names) or 'no method'})")

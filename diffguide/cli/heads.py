@@ -57,7 +57,11 @@ def heads_search(options: argparse.Namespace) -> None:
             bar.update(done - bar.n)
 
         found = hunt(pipe, plan, folder=folder, tell=said, ray=ray)
-    how = f"diffguide heads search, {options.objective}, {len(plan.prompts)} prompts, {plan.rounds} x {plan.keep}"
+    how = (
+        f"diffguide heads search, {options.objective}, {len(plan.prompts)} prompts, {plan.rounds} x {plan.keep}, "
+        f"layers {plan.layers}, {plan.steps} steps, guidance {plan.guidance_scale:g}: plain {found.plain:.4g}, "
+        f"the best trial {max(found.best):.4g}{'' if max(found.best) > found.plain else ', which is no find'}"
+    )
     preset = Preset(found.text, options.model, options.objective, how, settings)
     preset.save(folder / "preset.json")
     heatmap(found.rounds[0], found.plain, found.heads).save(folder / "heads.png", optimize=True)

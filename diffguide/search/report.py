@@ -12,8 +12,8 @@ def report(plan: Hunt, found: Result) -> str:
         f"`{found.text}`",
         "",
         f"Plain {found.plain:.4g}. Prompts: {len(plan.prompts)}, seeds {', '.join(map(str, plan.seeds))}, "
-        f"{plan.steps} steps, guidance {plan.guidance_scale:g}. SoftPAG: scale {plan.scale:g}, blend {plan.blend:g}, "
-        f"target {plan.target}, scope {plan.scope}.",
+        f"{plan.steps} steps, guidance {plan.guidance_scale:g}. Layers: {plan.layers}. "
+        f"SoftPAG: scale {plan.scale:g}, blend {plan.blend:g}, target {plan.target}, scope {plan.scope}.",
         "",
         "![scores of single heads](heads.png)",
     ]
