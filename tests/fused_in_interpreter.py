@@ -399,9 +399,11 @@ def test_compiled_whole_and_with_the_same_gradients(backend: str) -> None:
     args = [given[x] for x in ("q", "k", "v", "side")]
     compiled = torch.compile(steer, fullgraph=True, backend=backend)
     loss, own = steer(*args), compiled(*args)
-    torch.testing.assert_close(loss, own, rtol=1e-6, atol=0)
+    # inductor may add the squares in another order; in each order there is a rounding of 2**-24 for each at most
+    terms = given["q"].numel() // 40 * 42 if backend == "inductor" else 0
+    assert abs(loss.item() - own.item()) <= 2 * terms * 2**-24 * loss.item()
     for x, y in zip(torch.autograd.grad(loss, args[:3]), torch.autograd.grad(own, args[:3]), strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
+        assert torch.equal(x, y)
 
 
 def test_each_key_tile_knows_the_query_tiles_that_name_it() -> None:
